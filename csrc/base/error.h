@@ -1,0 +1,70 @@
+// The errors of torchnpy. Each crosses into Python as the class of the same name.
+//
+// A message reads "<object>: expected <X> but found <Y> at byte <N>; <what to do>".
+// Layers below the loader do not know the object's name; the loader adds it with
+// add_context(). A message never holds a secret or a query string.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace torchnpy {
+
+class Error : public std::exception {
+ public:
+  explicit Error(std::string message) : message_(std::move(message)) {}
+  const char* what() const noexcept override { return message_.c_str(); }
+  // Puts "<name>: " before the message.
+  void add_context(std::string_view name) { message_.insert(0, std::string(name) + ": "); }
+
+ private:
+  std::string message_;
+};
+
+// A parameter is wrong. ValueError.
+class ArgumentError : public Error {
+  using Error::Error;
+};
+
+// The bytes break the specification, or a declared size exceeds a limit.
+class FormatError : public Error {
+  using Error::Error;
+};
+
+// Valid, but refused: object arrays, encryption, features that the source lacks.
+class UnsupportedError : public Error {
+  using Error::Error;
+};
+
+// Another writer holds the file.
+class LockError : public Error {
+  using Error::Error;
+};
+
+// The waiting thread was asked to stop (Ctrl-C, interpreter exit).
+class InterruptedError : public Error {
+  using Error::Error;
+};
+
+class TransportError : public Error {
+ public:
+  enum class Kind {
+    kOther,     // OSError
+    kNotFound,  // 404: FileNotFoundError
+    kDenied,    // 401, 403: PermissionError
+    kTimeout,   // TimeoutError
+  };
+  TransportError(std::string message, Kind kind = Kind::kOther, int http_status = 0)
+      : Error(std::move(message)), kind_(kind), http_status_(http_status) {}
+  Kind kind() const noexcept { return kind_; }
+  // 0 when no answer came.
+  int http_status() const noexcept { return http_status_; }
+
+ private:
+  Kind kind_;
+  int http_status_;
+};
+
+}  // namespace torchnpy

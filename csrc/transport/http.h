@@ -1,0 +1,72 @@
+// Reads of one HTTP object: range requests, redirects, retries that resume, validators.
+// The policy is in docs/transport.md; requests run on the engine.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "transport/client.h"
+#include "transport/source.h"
+
+namespace torchnpy {
+
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
+// A GET; nothing else is needed to read.
+struct HttpRequest {
+  std::string url;  // as sent: percent-encoded, query included
+  Headers headers;
+};
+
+struct HttpResponse {
+  int status = 0;
+  Headers headers;   // of the final answer, names in lower case
+  std::string body;  // of an answer that is an error: at most its first 64 KiB
+  // The first value of the header `name` (lower case); "" when there is none.
+  std::string_view header(std::string_view name) const;
+};
+
+// What an error answer means to the kind of object that was asked for.
+struct Verdict {
+  enum class Action {
+    kDefault,   // the HTTP layer's own rule
+    kRetry,     // as a fault that may pass: with a back-off
+    kRetryNow,  // something was learnt (a region, a clock): at once; at most three times a read
+  };
+  Action action = Action::kDefault;
+  std::string message;  // the server's own words for the error, empty when it had none
+};
+
+// How an object is asked for: HTTP as it is, S3 by signing. Thread-safe.
+class HttpObject {
+ public:
+  virtual ~HttpObject() = default;
+  // The URL as the user knows it, without query and credentials.
+  virtual const std::string& name() const = 0;
+  // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
+  // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
+  virtual HttpRequest make_request(Headers headers) = 0;
+  // Judges an answer that is neither 2xx nor a redirect that is followed.
+  virtual Verdict judge(const HttpResponse& response) = 0;
+  // Sees the head of each good answer (a server's Date, a bucket's region).
+  virtual void accept(const HttpResponse&) {}
+};
+
+// Counters of a client; bumped by I/O threads. See Client::metrics.
+struct TransportMetrics;
+
+std::shared_ptr<Source> open_http(std::shared_ptr<HttpObject> object,
+                                  std::shared_ptr<const ClientOptions> options,
+                                  std::shared_ptr<TransportMetrics> metrics);
+
+// "http(s)://..." as the user gave it, with the client's own headers.
+std::shared_ptr<HttpObject> make_plain_object(const std::string& url,
+                                              std::shared_ptr<const ClientOptions> options);
+
+// Reads all of `source` into memory; blocks. For listings and the like.
+std::string read_all(Source& source, uint64_t max_nbytes);
+
+}  // namespace torchnpy

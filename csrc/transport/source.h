@@ -1,0 +1,65 @@
+// Where bytes come from, and where the bytes of a read go.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/bytes.h"
+
+namespace torchnpy {
+
+// Bytes [offset, offset + nbytes) of an object; or its last `nbytes` (from_end).
+struct Range {
+  static constexpr uint64_t kToEnd = std::numeric_limits<uint64_t>::max();
+  uint64_t offset = 0;
+  uint64_t nbytes = kToEnd;
+  bool from_end = false;  // then offset is 0
+};
+
+// Where the bytes of one read go. Called on an I/O thread, in order, never concurrently
+// for one read; must be cheap. What room() or filled() throws ends the read and comes
+// back through done().
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  // Memory for the next bytes, which belong at `offset` of the object; shorter than `want`
+  // is fine: it is asked again for the rest. Empty: no more bytes are wanted, and the read
+  // ends without an error.
+  virtual MutableBytes room(uint64_t offset, size_t want) = 0;
+  // `nbytes` were written to the start of the last room(). A read that is tried again goes
+  // on after the last byte filled: no byte is filled twice, unless restart() came between.
+  virtual void filled(uint64_t offset, size_t nbytes) = 0;
+  // The object changed while it was read and what was filled is void: the read begins
+  // again at its first byte. False: cannot, and the read ends with an error.
+  virtual bool restart() { return false; }
+  // Exactly once, and nothing after it: the sink may be destroyed inside. Fewer bytes than
+  // asked for without an error only where the object ends.
+  virtual void done(std::exception_ptr error) = 0;
+};
+
+// A read-only object: file, HTTP resource, S3 object. All calls may come from several
+// threads at once. Shared ownership: reads in flight keep the source alive.
+class Source {
+ public:
+  virtual ~Source() = default;
+  // For messages: the URL without its query and without credentials, or the path.
+  virtual const std::string& name() const = 0;
+  // Bytes in the object; empty until it is known (for a remote object: until a first
+  // answer has arrived).
+  virtual std::optional<uint64_t> nbytes() const = 0;
+  // Bytes that need no copying, with their owner; empty when they must be read. The range
+  // lies inside the object. Writes to them never reach the object.
+  virtual std::optional<OwnedBytes> view(uint64_t offset, uint64_t nbytes) = 0;
+  // Sends the range to the sink, which must live until its done(). Returns at once for a
+  // remote object; a local one may call done() before start() returns.
+  virtual void start(Range range, Sink& sink) = 0;
+  // Asks the reads into `sink` to end; done() still comes, with InterruptedError unless the
+  // read had ended by itself. No effect after done(). Wakes the I/O thread, never waits.
+  virtual void cancel(Sink& sink) = 0;
+};
+
+}  // namespace torchnpy
