@@ -50,10 +50,8 @@ void swap_units(MutableBytes bytes) {
       value = __builtin_bswap16(value);
     } else if constexpr (sizeof(T) == 4) {
       value = __builtin_bswap32(value);
-    } else if constexpr (sizeof(T) == 8) {
-      value = __builtin_bswap64(value);
     } else {
-      value = __builtin_bswap128(value);
+      value = __builtin_bswap64(value);
     }
     std::memcpy(&bytes[i], &value, sizeof(T));
   }
@@ -84,8 +82,7 @@ void swap_bytes(MutableBytes bytes, size_t width) {
     case 2: return swap_units<uint16_t>(bytes);
     case 4: return swap_units<uint32_t>(bytes);
     case 8: return swap_units<uint64_t>(bytes);
-    case 16: return swap_units<unsigned __int128>(bytes);
-    default: throw ArgumentError(fmt::format("swap_bytes: width {} is not 2, 4, 8 or 16", width));
+    default: throw ArgumentError(fmt::format("swap_bytes: width {} is not 2, 4 or 8", width));
   }
 }
 

@@ -52,7 +52,7 @@ class Cursor {
 [[nodiscard]] bool checked_add(uint64_t a, uint64_t b, uint64_t* result);
 [[nodiscard]] bool checked_multiply(uint64_t a, uint64_t b, uint64_t* result);
 
-// Reverses the bytes of each `width`-byte unit (2, 4, 8 or 16) in place.
+// Reverses the bytes of each `width`-byte unit (2, 4 or 8) in place.
 void swap_bytes(MutableBytes bytes, size_t width);
 
 }  // namespace torchnpy
