@@ -329,7 +329,8 @@ std::optional<double> HttpRead::end_error() {
     source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
     return 0;
   }
-  if (verdict.action == Verdict::Action::kDefault && !is_retried(head_.status)) {
+  // What was learnt too often did not help.
+  if (verdict.action != Verdict::Action::kRetry && !is_retried(head_.status)) {
     fail(reason, kind_of(head_.status));
   }
   return retry(reason, kind_of(head_.status),
