@@ -39,6 +39,7 @@ class S3Server(ObjectServer):
         self.keys = {"AKIDEXAMPLE": Key("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")}
         self.buckets: dict[str, Bucket] = {"bucket": Bucket()}
         self.page_count = page_count
+        self.wrong_region_status = 400
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
     def put_key(self, key: str, body: bytes, bucket: str = "bucket") -> str:
@@ -55,7 +56,8 @@ class S3Server(ObjectServer):
             self._check_access(request, bucket)
         except SignatureError as error:
             code, message = error.args
-            http_status = 400 if code == "AuthorizationHeaderMalformed" else 403
+            wrong_region = code == "AuthorizationHeaderMalformed"
+            http_status = self.wrong_region_status if wrong_region else 403
             fault = s3_error(http_status, code, message, x_amz_bucket_region=bucket.region)
             return fault(request, Answer(0))
         if not key and "list-type=2" in request.query:
@@ -146,6 +148,7 @@ class S3Server(ObjectServer):
         body = (
             '<?xml version="1.0" encoding="UTF-8"?>'
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"{'<EncodingType>url</EncodingType>' if encode is quote else ''}"
             f"<Name>{name}</Name><KeyCount>{len(page)}</KeyCount>"
             f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>{token if more else ''}{contents}"
             "</ListBucketResult>"
