@@ -81,7 +81,9 @@ def test_a_structured_array_is_unsupported_by_an_op_that_returns_a_tensor(
         lambda: torch.ops.npy.load(url),
         lambda: torch.ops.npy.load_many([url]),
         lambda: torch.ops.npy.load_rows(url, 0, 1),
-        lambda: torch.ops.npy.decode(torch.frombuffer(bytearray(npy(np.zeros(3, "f4,f4"))), dtype=torch.uint8)),
+        lambda: torch.ops.npy.decode(
+            torch.frombuffer(bytearray(npy(np.zeros(3, "f4,f4"))), dtype=torch.uint8)
+        ),
     ]
     for call in calls:
         with pytest.raises(tnp.UnsupportedError, match="structured|field"):

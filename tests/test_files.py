@@ -22,7 +22,9 @@ LARGE = noise(1000, 1000)
 @pytest.mark.parametrize("array", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize(
-    "spell", [str, Path, lambda path: path.as_uri(), os.fsencode], ids=["str", "Path", "url", "bytes"]
+    "spell",
+    [str, Path, lambda path: path.as_uri(), os.fsencode],
+    ids=["str", "Path", "url", "bytes"],
 )
 def test_a_file_is_loaded_by_any_name(
     tmp_path: Path, array: np.ndarray, mmap: bool, spell: Callable[[Path], Any]

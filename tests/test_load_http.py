@@ -53,7 +53,10 @@ def test_kinds_of_arrays_equal_numpys(server: ObjectServer, name: str) -> None:
     assert isinstance(loaded, torch.Tensor)
     np.testing.assert_array_equal(loaded.numpy(), array)
     if array.size:
-        assert loaded.stride() == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).stride()
+        assert (
+            loaded.stride()
+            == torch.from_numpy(array.astype(array.dtype.newbyteorder("="))).stride()
+        )
 
 
 @pytest.mark.parametrize("count", [3, 50_000])

@@ -164,7 +164,10 @@ def test_profiles_give_keys_region_and_endpoint(
     place: str,
 ) -> None:
     write_profiles(tmp_path / ".aws", s3_server.url)
-    for name, file in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
+    for name, file in (
+        ("AWS_CONFIG_FILE", "config"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+    ):
         if place == "home":
             monkeypatch.delenv(name)
         else:
@@ -264,7 +267,9 @@ def test_a_refused_presigned_url_is_named_without_its_query(s3_server: S3Server)
 
 def test_a_listing_of_several_pages_is_in_order(s3_server: S3Server, s3_client: tnp.Client) -> None:
     s3_server.page_count = 4
-    urls = {s3_server.put_key("p/" + key, npy(ARRAY[:i])): key for i, key in enumerate("zyxwvutsrq")}
+    urls = {
+        s3_server.put_key("p/" + key, npy(ARRAY[:i])): key for i, key in enumerate("zyxwvutsrq")
+    }
     s3_server.put_key("other", b"")
     infos = list(s3_client.list("s3://bucket/p/"))
     assert [info.url for info in infos] == sorted(urls)
@@ -287,7 +292,9 @@ def test_listed_odd_keys_load(s3_server: S3Server, s3_client: tnp.Client) -> Non
         s3_server.put_key(key, npy(ARRAY))
     urls = [info.url for info in s3_client.list("s3://bucket/")]
     assert urls == sorted(f"s3://bucket/{key}" for key in ODD_KEYS[:-1])
-    assert all(torch.equal(x, torch.from_numpy(ARRAY)) for x in tnp.load_many(urls, client=s3_client))
+    assert all(
+        torch.equal(x, torch.from_numpy(ARRAY)) for x in tnp.load_many(urls, client=s3_client)
+    )
 
 
 def test_a_listing_takes_a_suffix_and_an_odd_prefix(

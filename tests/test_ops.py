@@ -71,7 +71,9 @@ RANGES = [(0, -1), (0, 0), (0, 1), (5, -1), (128, 48), (10, 100), (175, 1), (176
 
 
 @pytest.mark.parametrize(("offset", "nbytes"), RANGES)
-def test_fetch_gives_the_bytes_of_any_object(server: ObjectServer, offset: int, nbytes: int) -> None:
+def test_fetch_gives_the_bytes_of_any_object(
+    server: ObjectServer, offset: int, nbytes: int
+) -> None:
     body = npy(ARRAY)
     url = server.put("/any.bin", body)
     stop = len(body) if nbytes < 0 else offset + nbytes
@@ -86,8 +88,9 @@ def test_fetch_takes_large_objects_and_files(server: ObjectServer, tmp_path: Any
     for source in (server.put("/x", body), str(tmp_path / "x")):
         assert torch.ops.npy.fetch(source).numpy().tobytes() == body
         assert torch.ops.npy.fetch(source, nbytes=10).numpy().tobytes() == body[:10]
-        assert torch.ops.npy.fetch(source, 1_000_000, 1_500_000).numpy().tobytes() == (
-            body[1_000_000:2_500_000]
+        assert (
+            torch.ops.npy.fetch(source, 1_000_000, 1_500_000).numpy().tobytes()
+            == (body[1_000_000:2_500_000])
         )
 
 

@@ -115,7 +115,10 @@ def test_other_answers_are_final(server: ObjectServer, code: int) -> None:
 
 
 FINAL = {
-    "503": (s3_error(503, "SlowDown", "Please reduce your rate"), ["503", "SlowDown", "Please red"]),
+    "503": (
+        s3_error(503, "SlowDown", "Please reduce your rate"),
+        ["503", "SlowDown", "Please red"],
+    ),
     "500": (status(500, b"plain words"), ["500"]),
     "reset": (cut(None), ["3 attempts"]),
     "short": (cut(1000, "close"), ["3 attempts"]),

@@ -200,7 +200,8 @@ class ObjectServer:
         if "://" in target:  # asked as a proxy
             target = target[target.index("/", target.index("://") + 3) :]
         headers = {
-            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:])
         }
         return Request(method, target, headers, number)
 

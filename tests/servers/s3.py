@@ -119,7 +119,10 @@ class S3Server(ObjectServer):
         signer = S3SigV4QueryAuth(Credentials(identifier, key.secret), "s3", region)
         headers = {"host": request.headers["host"]}
         date = query["X-Amz-Date"]
-        if _sign(signer, request, _canonical_query(rest), headers, date) != query["X-Amz-Signature"]:
+        if (
+            _sign(signer, request, _canonical_query(rest), headers, date)
+            != query["X-Amz-Signature"]
+        ):
             raise SignatureError("SignatureDoesNotMatch", "The signature does not match")
 
     def _scope(self, credential: str, bucket: Bucket) -> tuple[str, Key, str]:
@@ -166,7 +169,9 @@ def _sign(
     signer: S3SigV4Auth, request: Request, query: str, headers: dict[str, str], date: str
 ) -> str:
     """botocore's signature of the request, with its path encoded as S3 encodes it."""
-    path = quote(unquote(request.raw_path, errors="surrogateescape"), safe="/-_.~", errors="surrogateescape")
+    path = quote(
+        unquote(request.raw_path, errors="surrogateescape"), safe="/-_.~", errors="surrogateescape"
+    )
     url = f"http://{request.headers['host']}{path}" + (f"?{query}" if query else "")
     signable = AWSRequest(request.method, url, headers=headers)
     signable.context["timestamp"] = date
