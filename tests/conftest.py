@@ -70,7 +70,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch, s3_server: S3Server) -> None:
 
 
 @pytest.fixture
-def s3_client(s3_server: S3Server, credentials: None) -> tnp.Client:
+def s3_client(s3_server: S3Server, request: pytest.FixtureRequest) -> tnp.Client:
+    request.getfixturevalue("credentials")
     return tnp.Client(endpoint=s3_server.url, retries=2)
 
 

@@ -135,7 +135,7 @@ def test_labels_may_be_a_function_of_the_url(urls: list[str], workers: int) -> N
 
 
 def test_too_few_labels_are_a_value_error(server: ObjectServer, urls: list[str]) -> None:
-    with pytest.raises(ValueError, match="labels.*12|12.*labels"):
+    with pytest.raises(ValueError, match=r"labels.*12|12.*labels"):
         NpyDataset(urls, labels=[1, 2])
     few = server.put("/labels.npy", npy(np.zeros(5)))
     with pytest.raises(ValueError, match="labels"):
@@ -224,11 +224,11 @@ def test_a_bad_object_is_named(server: ObjectServer, urls: list[str]) -> None:
     server.put("/train/03.npy", b"broken")
     server.always("/train/04.npy", status(404))
     dataset = NpyDataset(urls)
-    with pytest.raises(tnp.FormatError, match="/train/03.npy"):
+    with pytest.raises(tnp.FormatError, match=r"/train/03.npy"):
         dataset[3]
-    with pytest.raises(FileNotFoundError, match="/train/04.npy"):
+    with pytest.raises(FileNotFoundError, match=r"/train/04.npy"):
         dataset.__getitems__([4, 5])
-    with pytest.raises(tnp.FormatError, match="/train/03.npy"):
+    with pytest.raises(tnp.FormatError, match=r"/train/03.npy"):
         next(iter(DataLoader(Subset(dataset, [2, 3]), 2, num_workers=1)))
 
 
@@ -276,7 +276,7 @@ def test_from_prefix_takes_labels_and_a_transform(
     assert int(label) == 7
 
 
-def test_a_prefix_that_holds_nothing_says_so(s3_server: S3Server, s3_client: tnp.Client) -> None:
+def test_a_prefix_that_holds_nothing_says_so(s3_client: tnp.Client) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match="s3://bucket/none/"):
         NpyDataset.from_prefix("s3://bucket/none/", client=s3_client)
 

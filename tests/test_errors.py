@@ -47,7 +47,7 @@ def test_a_failure_has_its_type_and_names_the_url(
     url = server.put("/x.npy", what if isinstance(what, bytes) else b"")
     if not isinstance(what, bytes):
         server.always("/x.npy", what)
-    with pytest.raises(types[0], match="/x.npy") as caught:
+    with pytest.raises(types[0], match=r"/x.npy") as caught:
         CALLS[call](url)
     for expected in types:
         assert isinstance(caught.value, expected)
@@ -86,7 +86,7 @@ def test_a_structured_array_is_unsupported_by_an_op_that_returns_a_tensor(
         ),
     ]
     for call in calls:
-        with pytest.raises(tnp.UnsupportedError, match="structured|field"):
+        with pytest.raises(tnp.UnsupportedError, match=r"structured|field"):
             call()
 
 
@@ -136,7 +136,7 @@ def test_an_error_keeps_its_type_out_of_a_worker(server: ObjectServer, failure: 
     if not isinstance(what, bytes):
         server.always("/x.npy", what)
     loader = DataLoader(NpyDataset([url]), batch_size=1, num_workers=1)
-    with pytest.raises(types[0], match="/x.npy") as caught:
+    with pytest.raises(types[0], match=r"/x.npy") as caught:
         next(iter(loader))
     for expected in types:
         assert isinstance(caught.value, expected)

@@ -230,7 +230,7 @@ def test_dtype_reinterprets_one_byte_too() -> None:
     ],
 )
 def test_dtype_of_another_size_is_a_value_error(array: np.ndarray, dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="bytes|itemsize|size"):
+    with pytest.raises(ValueError, match=r"bytes|itemsize|size"):
         tnp.load_npy(npy(array), dtype=dtype)
 
 

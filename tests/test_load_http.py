@@ -91,7 +91,7 @@ def test_a_weak_or_missing_etag_is_never_sent_back(server: ObjectServer, etag: s
 def test_an_object_that_changes_once_is_loaded_as_it_became(server: ObjectServer) -> None:
     url = server.put("/x.npy", npy(LARGE))
 
-    def change_afterwards(request: Request, answer: Answer) -> Answer:
+    def change_afterwards(_: Request, answer: Answer) -> Answer:
         server.put("/x.npy", npy(LARGE[::-1]))
         return answer
 
@@ -103,7 +103,7 @@ def test_an_object_that_changes_once_is_loaded_as_it_became(server: ObjectServer
 def test_an_object_that_changes_all_the_time_is_an_error(server: ObjectServer) -> None:
     url = server.put("/x.npy", npy(LARGE))
 
-    def change_afterwards(request: Request, answer: Answer) -> Answer:
+    def change_afterwards(_: Request, answer: Answer) -> Answer:
         server.etags["/x.npy"] = f'"{len(server.requests)}"'
         return answer
 
@@ -127,14 +127,14 @@ def test_a_wrong_answer_is_an_error_and_never_data(server: ObjectServer, name: s
     url = server.put("/x.npy", npy(SMALL))
     fault: Fault = WRONG_ANSWERS[name]
     server.always("/x.npy", fault)
-    with pytest.raises((tnp.TransportError, tnp.UnsupportedError), match="/x.npy"):
+    with pytest.raises((tnp.TransportError, tnp.UnsupportedError), match=r"/x.npy"):
         tnp.load(url, client=tnp.Client(retries=2))
 
 
 def test_an_empty_object_and_a_truncated_one_are_format_errors(server: ObjectServer) -> None:
     for body in (b"", npy(SMALL)[:-1], npy(LARGE)[:-1]):
         url = server.put("/x.npy", body)
-        with pytest.raises(tnp.FormatError, match="/x.npy"):
+        with pytest.raises(tnp.FormatError, match=r"/x.npy"):
             tnp.load(url)
 
 

@@ -72,8 +72,9 @@ def test_moto_refuses_a_wrong_secret(moto: MotoServer, monkeypatch: pytest.Monke
         ("auto", "dotted.bucket", "localhost", "/dotted.bucket/k.npy"),
     ],
 )
+@pytest.mark.usefixtures("credentials")
 def test_addressing_puts_the_bucket_in_the_path_or_the_host(
-    s3_server: S3Server, credentials: None, addressing: Any, bucket: str, host: str, path: str
+    s3_server: S3Server, addressing: Any, bucket: str, host: str, path: str
 ) -> None:
     s3_server.buckets[bucket] = Bucket()
     url = s3_server.put_key("k.npy", npy(ARRAY), bucket)
@@ -94,8 +95,9 @@ def test_a_session_token_in_the_environment_is_sent_and_signed(
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.usefixtures("credentials")
 def test_the_endpoint_comes_from_the_environment(
-    s3_server: S3Server, credentials: None, monkeypatch: pytest.MonkeyPatch, variable: str
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv(variable, s3_server.url)
@@ -112,9 +114,9 @@ def test_the_endpoint_comes_from_the_environment(
         ({"AWS_REGION": "ap-south-1"}, "sa-east-1", "sa-east-1"),
     ],
 )
+@pytest.mark.usefixtures("credentials")
 def test_the_region_that_signs(
     s3_server: S3Server,
-    credentials: None,
     monkeypatch: pytest.MonkeyPatch,
     environment: dict[str, str],
     option: str | None,
@@ -138,7 +140,8 @@ def write_profiles(folder: Path, endpoint: str) -> None:
     )
     (folder / "config").write_text(
         f"[default]\nregion = eu-west-3\nendpoint_url = {endpoint}\n"
-        f"[profile work]\nregion = ap-south-1\nendpoint_url = {endpoint}\ns3 =\n  addressing_style = path\n"
+        f"[profile work]\nregion = ap-south-1\nendpoint_url = {endpoint}\n"
+        "s3 =\n  addressing_style = path\n"
         f"[profile keys]\nendpoint_url = {endpoint}\naws_access_key_id = DEFAULTKEY\n"
         "aws_secret_access_key = default secret\nregion = eu-west-3\n"
     )
@@ -186,19 +189,22 @@ def test_profiles_give_keys_region_and_endpoint(
     assert len(s3_server.requests) == 1
 
 
-def test_a_profile_that_is_missing_is_named(s3_server: S3Server, tmp_path: Path) -> None:
+def test_a_profile_that_is_missing_is_named(s3_server: S3Server) -> None:
     with pytest.raises((tnp.TransportError, ValueError), match="nobody"):
         tnp.load("s3://bucket/k", client=tnp.Client(endpoint=s3_server.url, profile="nobody"))
     assert s3_server.requests == []
 
 
 def test_no_credentials_is_an_error_that_says_what_to_do(s3_server: S3Server) -> None:
-    with pytest.raises(tnp.TransportError, match="credentials.*anonymous"):
+    with pytest.raises(tnp.TransportError, match=r"credentials.*anonymous"):
         tnp.load("s3://bucket/k.npy", client=tnp.Client(endpoint=s3_server.url))
     assert s3_server.requests == []
 
 
-def test_anonymous_requests_are_not_signed(s3_server: S3Server, credentials: None) -> None:
+@pytest.mark.usefixtures("credentials")
+def test_anonymous_requests_are_not_signed(
+    s3_server: S3Server,
+) -> None:
     s3_server.buckets["bucket"].public = True
     url = s3_server.put_key("k.npy", npy(ARRAY))
     client = tnp.Client(endpoint=s3_server.url, credentials="anonymous")
@@ -208,7 +214,8 @@ def test_anonymous_requests_are_not_signed(s3_server: S3Server, credentials: Non
 
 
 @pytest.mark.parametrize("pays", [True, False])
-def test_requester_pays_only_when_asked(s3_server: S3Server, credentials: None, pays: bool) -> None:
+@pytest.mark.usefixtures("credentials")
+def test_requester_pays_only_when_asked(s3_server: S3Server, pays: bool) -> None:
     s3_server.buckets["bucket"].requester_pays = True
     url = s3_server.put_key("k.npy", npy(ARRAY))
     client = tnp.Client(endpoint=s3_server.url, requester_pays=pays)
@@ -259,7 +266,7 @@ def test_a_presigned_url_works_without_credentials(s3_server: S3Server, array: n
 def test_a_refused_presigned_url_is_named_without_its_query(s3_server: S3Server) -> None:
     s3_server.put_key("x.npy", npy(ARRAY))
     url = presign(s3_server, "x.npy").replace("X-Amz-Signature=", "X-Amz-Signature=0")
-    with pytest.raises(PermissionError, match="/bucket/x.npy.*SignatureDoesNotMatch") as caught:
+    with pytest.raises(PermissionError, match=r"/bucket/x.npy.*SignatureDoesNotMatch") as caught:
         tnp.load(url)
     assert "X-Amz" not in str(caught.value)
     assert "AKID" not in str(caught.value)
@@ -315,7 +322,7 @@ def test_moto_lists_what_was_put(moto: MotoServer, monkeypatch: pytest.MonkeyPat
     assert [info.url for info in client.list("s3://bucket/list/")] == urls
 
 
-def test_a_listing_that_is_refused_says_why(s3_server: S3Server, s3_client: tnp.Client) -> None:
+def test_a_listing_that_is_refused_says_why(s3_client: tnp.Client) -> None:
     with pytest.raises(FileNotFoundError, match="NoSuchBucket"):
         list(s3_client.list("s3://nobody/"))
 
@@ -353,7 +360,7 @@ def test_a_skewed_clock_is_corrected_by_the_servers_date(
     ["s3://", "s3:///key", "s3://bucket", "s3://bucket/", "s3://Bad_Bucket!/k", "ftp://x/y.npy"],
 )
 def test_a_url_that_names_no_object_is_a_value_error(s3_client: tnp.Client, url: str) -> None:
-    with pytest.raises(ValueError, match="expected|bucket|key|scheme"):
+    with pytest.raises(ValueError, match=r"expected|bucket|key|scheme"):
         tnp.load(url, client=s3_client)
 
 

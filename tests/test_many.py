@@ -77,7 +77,7 @@ def test_one_object_twice_gives_two_tensors(server: ObjectServer) -> None:
 def test_the_object_that_failed_is_named(server: ObjectServer, call) -> None:  # type: ignore[no-untyped-def]
     urls = [server.put(f"/{i}.npy", npy(noise(10))) for i in range(20)]
     server.always("/13.npy", status(404))
-    with pytest.raises(FileNotFoundError, match="/13.npy"):
+    with pytest.raises(FileNotFoundError, match=r"/13.npy"):
         call(urls)
 
 
@@ -86,7 +86,7 @@ def test_a_failure_ends_the_loads_that_hang(server: ObjectServer) -> None:
     for path in ("/0.npy", "/1.npy", "/3.npy"):
         server.always(path, cut(600, "stall"))
     server.always("/2.npy", status(403))
-    with pytest.raises(PermissionError, match="/2.npy"):
+    with pytest.raises(PermissionError, match=r"/2.npy"):
         tnp.load_many(urls, client=tnp.Client(stall_timeout_s=600))
     assert server.dropped.wait(10)
 

@@ -359,7 +359,8 @@ DNS_SCRIPTS = {
         import numpy as np
         from servers.http import ObjectServer
         from support import npy
-        threading.Thread(target=lambda: tnp.load("http://dead.example/x.npy", client=client), daemon=True).start()
+        dead = "http://dead.example/x.npy"
+        threading.Thread(target=tnp.load, args=(dead,), kwargs={"client": client}).start()
         dns.recv(512)
         server = ObjectServer()
         for i in range(5):
@@ -369,7 +370,8 @@ DNS_SCRIPTS = {
         """,
     "timeout": """
         try:
-            tnp.load("http://dead.example/x.npy?sig=secret", client=tnp.Client(connect_timeout_s=1, retries=1))
+            client = tnp.Client(connect_timeout_s=1, retries=1)
+            tnp.load("http://dead.example/x.npy?sig=secret", client=client)
         except tnp.TransportError as error:
             assert "dead.example" in str(error) and "secret" not in str(error), error
             print("done")
@@ -412,7 +414,7 @@ def test_a_name_server_that_never_answers_holds_up_nobody(tmp_path: Path, what: 
 
 def test_a_name_that_does_not_exist_is_an_error_that_names_it() -> None:
     client = tnp.Client(retries=2, connect_timeout_s=2)
-    with pytest.raises(tnp.TransportError, match="no..where"):
+    with pytest.raises(tnp.TransportError, match=r"no..where"):
         tnp.load("http://no..where/x.npy", client=client)
 
 

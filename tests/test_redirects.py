@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from servers.http import Answer, ObjectServer, Request, redirect
+from servers.http import Answer, ObjectServer, redirect
 from servers.s3 import S3Server
 from support import noise, npy
 
@@ -104,14 +104,14 @@ def test_http_may_rise_to_https(
 )
 def test_a_location_that_is_no_http_url_is_refused(server: ObjectServer, location: str) -> None:
     server.always("/x.npy", redirect(location))
-    with pytest.raises(tnp.TransportError, match="/x.npy"):
+    with pytest.raises(tnp.TransportError, match=r"/x.npy"):
         tnp.load(server.url + "/x.npy", client=tnp.Client(retries=2))
     assert len(server.requests) == 1
 
 
 def test_a_redirect_without_a_location_is_an_error(server: ObjectServer) -> None:
-    server.always("/x.npy", lambda request, answer: Answer(302))
-    with pytest.raises(tnp.TransportError, match="302|[Ll]ocation"):
+    server.always("/x.npy", lambda *_: Answer(302))
+    with pytest.raises(tnp.TransportError, match=r"302|[Ll]ocation"):
         tnp.load(server.url + "/x.npy", client=tnp.Client(retries=2))
 
 
@@ -119,7 +119,7 @@ def test_a_failure_behind_a_redirect_hides_the_query_of_the_location(
     server: ObjectServer, other_server: ObjectServer
 ) -> None:
     server.always("/x.npy", redirect(other_server.url + "/y.npy?sig=secret"))
-    with pytest.raises(FileNotFoundError, match="/x.npy") as caught:
+    with pytest.raises(FileNotFoundError, match=r"/x.npy") as caught:
         tnp.load(server.url + "/x.npy?key=secret")
     assert "secret" not in str(caught.value)
 
@@ -131,11 +131,11 @@ def test_a_retry_starts_at_the_first_url_again(
     server.put("/x.npy", b"")
     attempts: list[str] = []
 
-    def move(request: Request, answer: Answer) -> Answer:
+    def move(*_: object) -> Answer:
         attempts.append(f"/{len(attempts)}.npy")
         return Answer(302, {"Location": other_server.put(attempts[-1], npy(ARRAY[:10]))})
 
     server.always("/x.npy", move)
-    other_server.fail("/0.npy", lambda request, answer: Answer(503))
+    other_server.fail("/0.npy", lambda *_: Answer(503))
     assert torch.equal(tnp.load(server.url + "/x.npy"), torch.from_numpy(ARRAY[:10]))
     assert attempts == ["/0.npy", "/1.npy"]

@@ -68,7 +68,7 @@ def test_rows_of_a_record_array_are_a_dict(server: ObjectServer) -> None:
 def test_fortran_order_says_to_load_the_whole(server: ObjectServer) -> None:
     url = server.put("/x.npy", npy(np.asfortranarray(noise(30, 40))))
     for call in (tnp.load_rows, torch.ops.npy.load_rows):
-        with pytest.raises(tnp.UnsupportedError, match="(?i)fortran.*load"):
+        with pytest.raises(tnp.UnsupportedError, match=r"(?i)fortran.*load"):
             call(url, 0, 1)
 
 
@@ -78,7 +78,7 @@ def test_one_dimension_in_fortran_order_has_rows(server: ObjectServer) -> None:
 
 
 def test_a_scalar_has_no_rows(server: ObjectServer) -> None:
-    with pytest.raises(ValueError, match="0-d|dimension|scalar|shape"):
+    with pytest.raises(ValueError, match=r"0-d|dimension|scalar|shape"):
         tnp.load_rows(server.put("/x.npy", npy(np.float64(1))), 0, 1)
 
 
@@ -97,7 +97,7 @@ def test_dtype_names_the_bits_of_rows(server: ObjectServer) -> None:
 def test_rows_that_a_truncated_object_lacks_are_a_format_error(server: ObjectServer) -> None:
     body = npy(noise(4000, 1000))
     url = server.put("/x.npy", body[:2_000_000])
-    with pytest.raises(tnp.FormatError, match="/x.npy"):
+    with pytest.raises(tnp.FormatError, match=r"/x.npy"):
         tnp.load_rows(url, 3000, 3001)
 
 

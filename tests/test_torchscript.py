@@ -65,7 +65,8 @@ def test_a_load_sees_an_object_that_changed(server: ObjectServer, url: str) -> N
 class All(torch.nn.Module):
     def forward(self, url: str) -> tuple[torch.Tensor, int]:
         descr, shape, fortran_order, offset = torch.ops.npy.header(url)
-        assert descr == "<f4" and not fortran_order
+        assert descr == "<f4"
+        assert not fortran_order
         many = torch.ops.npy.load_many([url, url])
         rows = torch.ops.npy.load_rows(url, 0, 1)
         decoded = torch.ops.npy.decode(torch.ops.npy.fetch(url))
@@ -100,7 +101,7 @@ def test_a_saved_module_runs_where_only_the_library_is_loaded(url: str, tmp_path
 
 def test_an_error_arrives_with_its_whole_message(server: ObjectServer, url: str) -> None:
     server.always("/x.npy", status(404, b"gone away"))
-    with pytest.raises(RuntimeError, match="/x.npy.*404"):
+    with pytest.raises(RuntimeError, match=r"/x.npy.*404"):
         torch.jit.script(All())(url)
 
 

@@ -1,1 +1,1 @@
-"""Local servers that the tests talk to: a faulty HTTP one, an S3 one that checks signatures, moto."""
+"""Local servers for the tests: a faulty HTTP one, S3 that checks signatures, moto."""

@@ -63,7 +63,7 @@ Fault = Callable[[Request, Answer], Answer]
 
 
 def parse_range(text: str, nbytes: int) -> tuple[int, int] | None:
-    """(start, stop) of a `bytes=` range inside an object of `nbytes`, or None if it holds no byte."""
+    """(start, stop) of a `bytes=` range in an object of `nbytes`; None if it holds no byte."""
     first, _, last = text.removeprefix("bytes=").partition("-")
     if not first:
         start, stop = max(0, nbytes - int(last)), nbytes
@@ -184,7 +184,7 @@ class ObjectServer:
         finally:
             self._connections.pop(number, None)
             with contextlib.suppress(OSError):
-                # A forked test worker may hold a copy of the descriptor: close() alone says nothing.
+                # A forked worker may hold a copy of the descriptor: close() alone says nothing.
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
@@ -269,7 +269,7 @@ def _drain(connection: socket.socket) -> None:
 def status(code: int, body: bytes = b"", **headers: str) -> Fault:
     """Answers with `code` instead; header names with _ for -."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda request, answer: Answer(code, fields, body)
+    return lambda *_: Answer(code, fields, body)
 
 
 def s3_error(code: int, name: str, message: str = "as asked", **headers: str) -> Fault:
@@ -284,7 +284,7 @@ def redirect(location: str, code: int = 302) -> Fault:
 def cut(nbytes: int | None, by: str = "reset") -> Fault:
     """Ends the answer after `nbytes` of the body; None: before the head."""
 
-    def fault(request: Request, answer: Answer) -> Answer:
+    def fault(_: Request, answer: Answer) -> Answer:
         answer.cut, answer.cut_by, answer.send_head = nbytes or 0, by, nbytes is not None
         return answer
 
@@ -294,7 +294,7 @@ def cut(nbytes: int | None, by: str = "reset") -> Fault:
 def edit(**headers: str) -> Fault:
     """The right answer with these headers changed; "" takes one away."""
 
-    def fault(request: Request, answer: Answer) -> Answer:
+    def fault(_: Request, answer: Answer) -> Answer:
         for name, value in headers.items():
             answer.headers[name.replace("_", "-")] = value
         answer.headers = {name: value for name, value in answer.headers.items() if value}
@@ -305,7 +305,7 @@ def edit(**headers: str) -> Fault:
 
 def whole(server: ObjectServer, **headers: str) -> Fault:
     """200 with all of the object, as servers do that know no ranges."""
-    return lambda request, answer: Answer(200, dict(headers), server.objects[request.path])
+    return lambda request, _: Answer(200, dict(headers), server.objects[request.path])
 
 
 def refused_url() -> str:

@@ -141,7 +141,7 @@ class S3Server(ObjectServer):
         begin = int(query.get("continuation-token", "page 0").removeprefix("page "))
         page = keys[begin : begin + self.page_count]
         more = begin + self.page_count < len(keys)
-        token = f"<NextContinuationToken>page {begin + self.page_count}</NextContinuationToken>"
+        after = f"page {begin + self.page_count}" if more else ""
         contents = "".join(
             f"<Contents><Key>{encode(key)}</Key><LastModified>2024-05-06T07:08:09.000Z</LastModified>"
             f"<ETag>&quot;{hashlib.md5(bucket.objects[key]).hexdigest()}&quot;</ETag>"
@@ -153,8 +153,8 @@ class S3Server(ObjectServer):
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"{'<EncodingType>url</EncodingType>' if encode is quote else ''}"
             f"<Name>{name}</Name><KeyCount>{len(page)}</KeyCount>"
-            f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>{token if more else ''}{contents}"
-            "</ListBucketResult>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"<NextContinuationToken>{after}</NextContinuationToken>{contents}</ListBucketResult>"
         )
         return Answer(200, {"Content-Type": "application/xml"}, body.encode())
 
