@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import torchnpy
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -28,15 +32,32 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def start_script(code: str, *args: object, **env: str) -> subprocess.Popen[str]:
-    """Starts `code` in a fresh interpreter, which can import what the tests can."""
+# TorchScript reads the source of what it compiles: scripts must be files.
+_scripts = tempfile.TemporaryDirectory()
+_script_numbers = itertools.count()
+
+
+def script_environment() -> dict[str, str]:
+    """In which a script imports what the tests import, and from the same place."""
+    package = Path(torchnpy.__file__).parents[1]
+    return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{package}"}
+
+
+def write_script(code: str) -> Path:
+    path = Path(_scripts.name) / f"script_{next(_script_numbers)}.py"
+    path.write_text(textwrap.dedent(code))
+    return path
+
+
+def start_script(code: str, *args: object) -> subprocess.Popen[str]:
+    """Starts `code` in a fresh interpreter."""
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        [sys.executable, str(write_script(code)), *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(TESTS)} | env,
+        env=script_environment(),
     )
 
 
@@ -51,8 +72,8 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int,
     return process.returncode, out, err
 
 
-def run_script(code: str, *args: object, **env: str) -> str:
+def run_script(code: str, *args: object) -> str:
     """stdout of `code`, which must exit with 0 and say nothing on stderr."""
-    status, out, err = finish(start_script(code, *args, **env))
+    status, out, err = finish(start_script(code, *args))
     assert (status, err) == (0, ""), out
     return out

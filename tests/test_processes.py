@@ -13,7 +13,15 @@ import pytest
 import torch
 from servers.http import ObjectServer, cut
 from servers.s3 import S3Server
-from support import TESTS, finish, noise, npy, run_script, start_script
+from support import (
+    finish,
+    noise,
+    npy,
+    run_script,
+    script_environment,
+    start_script,
+    write_script,
+)
 from torch.utils.data import DataLoader
 
 import torchnpy as tnp
@@ -401,11 +409,11 @@ def test_a_name_server_that_never_answers_holds_up_nobody(tmp_path: Path, what: 
     code = prelude + textwrap.dedent(DNS_SCRIPTS[what])
     command = ["unshare", "-mn", "sh", "-c", SILENT_DNS, "sh", str(tmp_path / "resolv.conf")]
     process = subprocess.Popen(
-        [*command, sys.executable, "-c", code],
+        [*command, sys.executable, str(write_script(code))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(TESTS), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        env=script_environment(),
     )
     # The resolver alone would take 90 s.
     status, out, err = finish(process, 45)
