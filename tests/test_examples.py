@@ -35,12 +35,9 @@ def test_train_digits_learns_from_s3_and_writes_its_files(tmp_path: Path) -> Non
 
 
 def test_train_digits_fails_below_the_accuracy_asked_for(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "train_digits.py", "--limit", "40", "--epochs", "1"]
-        + ["--min-accuracy", "101", "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
+    options = ["--limit", "40", "--epochs", "1", "--min-accuracy", "101", "--output", str(tmp_path)]
+    command = [sys.executable, EXAMPLES / "train_digits.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "accuracy" in done.stderr
 
