@@ -133,7 +133,7 @@ def test_the_region_that_signs(
 def write_profiles(folder: Path, endpoint: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "credentials").write_text(
-        "[default]\naws_access_key_id = DEFAULTKEY\naws_secret_access_key = default secret\n"
+        "[default]\naws_access_key_id = DEFAULTKEY\naws_secret_access_key = default/secret\n"
         "# a comment\n\n"
         "[work]\naws_access_key_id=WORKKEY\naws_secret_access_key=work/secret+=\n"
         "aws_session_token = token==\n"
@@ -143,7 +143,7 @@ def write_profiles(folder: Path, endpoint: str) -> None:
         f"[profile work]\nregion = ap-south-1\nendpoint_url = {endpoint}\n"
         "s3 =\n  addressing_style = path\n"
         f"[profile keys]\nendpoint_url = {endpoint}\naws_access_key_id = DEFAULTKEY\n"
-        "aws_secret_access_key = default secret\nregion = eu-west-3\n"
+        "aws_secret_access_key = default/secret\nregion = eu-west-3\n"
     )
 
 
@@ -179,7 +179,7 @@ def test_profiles_give_keys_region_and_endpoint(
     if variable:
         monkeypatch.setenv("AWS_PROFILE", variable)
     s3_server.keys = {
-        "DEFAULTKEY": Key("default secret"),
+        "DEFAULTKEY": Key("default/secret"),
         "WORKKEY": Key("work/secret+=", "token=="),
     }
     s3_server.buckets["bucket"].region = region

@@ -133,7 +133,7 @@ def test_the_last_error_tells_object_status_words_attempts_and_time(
     url = server.put("/x.npy", npy(SMALL))
     progress = name == "short"
     server.always("/x.npy", cut(0, "close") if progress else fault)
-    client = tnp.Client(retries=3, headers={"Authorization": "Bearer secret"})
+    client = tnp.Client(retries=3, headers={"X-Api-Key": "secret"})
     with pytest.raises(tnp.TransportError) as caught:
         tnp.load(url + "?sig=secret", client=client)
     message = str(caught.value)
