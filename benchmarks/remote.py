@@ -9,6 +9,7 @@ import io
 import json
 import os
 import subprocess
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -134,7 +135,9 @@ def decode(data: bytes) -> torch.Tensor:
 
 def tensor_over(data: object) -> torch.Tensor:
     """Of a peer's large object: without another copy, and without parsing."""
-    return torch.frombuffer(data, dtype=torch.uint8, offset=NPY_HEADER_NBYTES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that bytes are not writable
+        return torch.frombuffer(data, dtype=torch.uint8, offset=NPY_HEADER_NBYTES)
 
 
 def tensorstore_small(port: int, keys: list[str]) -> Work:
@@ -212,7 +215,7 @@ def s3torchconnector_client(port: int):  # noqa: ANN201
     from s3torchconnector._s3client import S3Client
 
     config = S3ClientConfig(force_path_style=True)
-    return S3Client("us-east-1", f"http://127.0.0.1:{port}", s3client_config=config)
+    return S3Client(region="us-east-1", endpoint=f"http://127.0.0.1:{port}", s3client_config=config)
 
 
 def boto3_small(port: int, keys: list[str]) -> Work:
