@@ -25,8 +25,16 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "benchmarks"
 PACKAGES = (
-    "torchnpy torch numpy spdl_io safetensors tensorstore obstore s3torchconnector boto3"
-).split()
+    "torchnpy",
+    "torch",
+    "numpy",
+    "spdl_io",
+    "safetensors",
+    "tensorstore",
+    "obstore",
+    "s3torchconnector",
+    "boto3",
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def tensorstore_large(port: int) -> Work:
     return lambda: tensor_over(store.read(LARGE_KEY).result().value)
 
 
-def tensorstore_store(port: int):  # noqa: ANN201: the peer may be absent
+def tensorstore_store(port: int) -> Any:
     import tensorstore
 
     spec = {"driver": "http", "base_url": f"http://127.0.0.1:{port}/{BUCKET}/"}
@@ -183,7 +184,7 @@ def obstore_large(port: int) -> Work:
     return lambda: tensor_over(store.get(LARGE_KEY).bytes())
 
 
-def obstore_store(port: int):  # noqa: ANN201
+def obstore_store(port: int) -> Any:
     from obstore.store import S3Store
 
     return S3Store(
@@ -210,7 +211,7 @@ def s3torchconnector_large(port: int) -> Work:
     return lambda: tensor_over(client.get_object(BUCKET, LARGE_KEY).read())
 
 
-def s3torchconnector_client(port: int):  # noqa: ANN201
+def s3torchconnector_client(port: int) -> Any:
     from s3torchconnector import S3ClientConfig
     from s3torchconnector._s3client import S3Client
 
@@ -233,7 +234,7 @@ def boto3_large(port: int) -> Work:
     return lambda: tensor_over(client.get_object(Bucket=BUCKET, Key=LARGE_KEY)["Body"].read())
 
 
-def boto3_client(port: int):  # noqa: ANN201
+def boto3_client(port: int) -> Any:
     import boto3
     from botocore.config import Config
 
