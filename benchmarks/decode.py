@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from harness import Contender, Row, compile_cpp, parse_args, run
+from _harness import Contender, Row, compile_cpp, parse_args, run
 
 IMAGE_SHAPE = (480, 640, 3)  # 0.9 MB
 SMALL_SHAPE = (3, 100, 100)  # 30 kB
@@ -121,7 +121,8 @@ def large_file_row(files: Files, calls_s: float) -> Row:
 
 def check(shape: tuple[int, ...]) -> Callable[[object], None]:
     def is_right(tensor: object) -> None:
-        assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.uint8
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.dtype == torch.uint8
         assert tensor.shape == shape or tensor.shape == (np.prod(shape),)
 
     return is_right
@@ -146,7 +147,8 @@ def raw_decode() -> ModuleType:
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     program = compile_cpp("raw_decode.cpp", flags, suffix=suffix)
     spec = importlib.util.spec_from_file_location("raw_decode", program)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from harness import Contender, Row, Sample, parse_args, run
+from _harness import Contender, Row, Sample, parse_args, run
 
 PROGRAM = """
 import resource, time, torch

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Contender, Row, Sample, compile_cpp, parse_args, run
-from server import LARGE_KEY, SMALL_SHAPE, delayed, serve_objects, small_key
+from _harness import Contender, Row, Sample, compile_cpp, parse_args, run
+from _server import LARGE_KEY, SMALL_SHAPE, delayed, serve_objects, small_key
 
 BUCKET = "bkt"
 NPY_HEADER_NBYTES = 128
@@ -54,7 +54,8 @@ def small_row(name: str, title: str, port: int, count: int) -> Row:
     keys = [small_key(i) for i in range(count)]
 
     def check(tensors: object) -> None:
-        assert isinstance(tensors, list) and len(tensors) == count
+        assert isinstance(tensors, list)
+        assert len(tensors) == count
         assert all(tensor.shape == SMALL_SHAPE for tensor in tensors)
 
     def peer(name: str, make: Callable[[int, list[str]], Work]) -> Contender:
@@ -79,7 +80,8 @@ def small_row(name: str, title: str, port: int, count: int) -> Row:
 
 def large_row(port: int, nbytes: int) -> Row:
     def check(tensor: object) -> None:
-        assert isinstance(tensor, torch.Tensor) and tensor.numel() == nbytes
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.numel() == nbytes
 
     def peer(name: str, make: Callable[[int], Work]) -> Contender:
         return Contender(name, "peer", partial(make, port))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 BENCHMARKS = ("decode", "remote", "import_time")
@@ -144,15 +146,11 @@ def write_between_markers(path: Path, text: str) -> None:
 
 
 def write_plot(rows: list[Measured], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colors = {"ours": "#d9480f", "peer": "#868e96", "limit": "#ced4da"}
     columns = 2
     lines = -(-len(rows) // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(11, 2.1 * lines), layout="constrained")
+    figure = Figure(figsize=(11, 2.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
@@ -164,7 +162,8 @@ def write_plot(rows: list[Measured], path: Path) -> None:
             color=[colors[entry["role"]] for entry in entries],
         )
         axes.bar_label(bars, [format_value(row, entry) for entry in entries], padding=3, size=8)
-        axes.set_title(row.title.replace("`", ""), size=10, loc="left")
+        scale = "" if row.higher_is_better else " (log scale)"
+        axes.set_title(row.title.replace("`", "") + scale, size=10, loc="left")
         if not row.higher_is_better:
             axes.set_xscale("log")
         axes.margins(x=0.2)

@@ -29,7 +29,8 @@ def local_s3() -> Iterator[str]:
         stderr=subprocess.DEVNULL,  # a line for each request
         text=True,
     )
-    assert server.stdin and server.stdout
+    assert server.stdin
+    assert server.stdout
     try:
         port = server.stdout.readline().strip()
         if not port:

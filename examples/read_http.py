@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+
 import torchnpy as tnp
 
 
@@ -50,7 +51,7 @@ def serve_example() -> Iterator[str]:
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
+    def log_request(self, *args: object) -> None:
         pass
 
 

@@ -17,19 +17,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import boto3
-import matplotlib
 import numpy as np
 import torch
-import torchnpy.data
 from botocore.config import Config
 from local_s3 import local_s3
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, random_split
 from tqdm import tqdm
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import torchnpy.data
 
 
 class DigitNet(nn.Module):
@@ -98,7 +96,7 @@ def main() -> None:
             reader = torch.jit.load(str(model_path))
         print(f"[4/5] Saved a model that takes a URL and needs no Python: {model_path}")
 
-        urls = [digit_url(folder, i) for i in held_out.indices[:12]]
+        urls = [dataset.urls[i] for i in held_out.indices[:12]]
         probabilities = torch.stack([reader(url) for url in urls])
         digit = int(probabilities[0].argmax())
         print(f"[5/5] It looked at {urls[0]} and says: this is a {digit}")
@@ -189,7 +187,7 @@ def plot(
     urls: list[str], probabilities: Tensor, curve: list[tuple[float, float]], path: Path
 ) -> None:
     """The held-out digits at `urls` with what the model says of them; accuracy over time."""
-    figure = plt.figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subfigures(1, 2)
     images = torchnpy.load_many(urls)  # a list of uint8 [8, 8]
     for axes, image, row in zip(left.subplots(3, 4).flat, images, probabilities, strict=False):

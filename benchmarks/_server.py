@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from harness import compile_cpp
+from _harness import compile_cpp
 from tqdm import tqdm
 
 SMALL_SHAPE = (3, 100, 100)
@@ -77,7 +77,8 @@ def delayed(port: int, one_way_ms: float) -> Iterator[int]:
     program = compile_cpp("delay_proxy.cpp")
     command = [str(program), str(port), str(one_way_ms)]
     proxy = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert proxy.stdin and proxy.stdout
+    assert proxy.stdin
+    assert proxy.stdout
     try:
         yield int(proxy.stdout.readline())
     finally:
