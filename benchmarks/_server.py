@@ -51,7 +51,7 @@ def small_key(index: int) -> str:
 @contextmanager
 def serve_objects(count: int, large_nbytes: int) -> Iterator[int]:
     """Serves bucket `bkt` with `count` small objects and a large one; yields the port."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
         bucket = Path(folder, "root", "bkt")
         bucket.mkdir(parents=True)
         random = np.random.default_rng(0)
