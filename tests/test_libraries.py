@@ -23,7 +23,7 @@ def symbols(library: Path, *options: str) -> list[tuple[str, str]]:
 
 def test_ops_export_only_our_names() -> None:
     exported = [name for _, name in symbols(OPS, "--dynamic")]
-    assert any(name.startswith("torchnpy::ensure_ops_linked") for name in exported)
+    assert any(name.startswith("torchnpy::use_ops") for name in exported)
     assert [name for name in exported if "torchnpy::" not in name] == []
 
 
