@@ -74,7 +74,7 @@ def load_npy(data: Buffer, *, copy: bool = False, dtype: torch.dtype | None = No
         UnsupportedError: Object arrays (a pickle), text, long double, void without ``dtype``.
         ValueError: ``dtype`` is neither what the file says nor of the size of its items.
     """
-    return _C.load_npy(data, copy=copy, dtype=dtype)
+    return _C.load_npy(data, copy, dtype)
 
 
 def load(
@@ -105,7 +105,7 @@ def load(
         return _C.load(_native(client), _encode(source), mmap, dtype)
     if _is_stream(source):
         return _load_stream(source, dtype)
-    return _C.load_npy(cast(Buffer, source), dtype=dtype)
+    return _C.load_npy(cast(Buffer, source), False, dtype)
 
 
 def load_many(

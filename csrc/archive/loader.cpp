@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 
 #include "base/error.h"
@@ -125,7 +124,7 @@ struct NpyLoader::State final : Sink {
 
   // The start of the object, until the header is parsed; afterwards a place for bytes that
   // nobody wants.
-  std::array<uint8_t, kMaxHeaderNbytes + 12> scratch;
+  std::vector<uint8_t> scratch;
   size_t scratch_nbytes = 0;
 
   std::vector<Read> next() {
@@ -185,12 +184,14 @@ struct NpyLoader::State final : Sink {
     if (!header) {
       // A header is seldom longer than 128 bytes; what is read beyond it is copied.
       const ByteView prefix = ByteView(scratch).first(scratch_nbytes);
-      const size_t goal = find_npy_data_offset(prefix).value_or(1024);
-      return MutableBytes(scratch).subspan(scratch_nbytes, std::min(want, goal - scratch_nbytes));
+      scratch.resize(find_npy_data_offset(prefix).value_or(512));
+      return MutableBytes(scratch).subspan(scratch_nbytes,
+                                           std::min(want, scratch.size() - scratch_nbytes));
     }
     const MutableBytes wanted = destination.room(offset, want);
     if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
-    return MutableBytes(scratch).first(std::min(want, scratch.size()));
+    scratch.resize(std::min<size_t>(want, kFirstReadNbytes));
+    return scratch;
   }
 
   void filled(uint64_t offset, size_t nbytes) override {

@@ -79,14 +79,14 @@ Array decode_tensor(const at::Tensor& data, std::string_view name, bool copy,
   });
 }
 
-Array decode_object(const py::handle& data, std::string_view name, bool copy,
+Array decode_object(PyObject* data, std::string_view name, bool copy,
                     std::optional<at::ScalarType> dtype) {
-  if (THPVariable_Check(data.ptr())) {
-    return decode_tensor(THPVariable_Unpack(data.ptr()), name, copy, dtype);
+  if (THPVariable_Check(data)) {
+    return decode_tensor(THPVariable_Unpack(data), name, copy, dtype);
   }
   const auto release = [](Py_buffer* view) { release_buffer(view); };
   std::unique_ptr<Py_buffer, decltype(release)> view(new Py_buffer{}, release);
-  if (PyObject_GetBuffer(data.ptr(), view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  if (PyObject_GetBuffer(data, view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
   const ByteView bytes(static_cast<const uint8_t*>(view->buf), static_cast<size_t>(view->len));
   return decode(bytes, name, dtype, [&](ByteView part) {
     c10::Storage shared = share_buffer(view.release(), part);
@@ -94,13 +94,8 @@ Array decode_object(const py::handle& data, std::string_view name, bool copy,
   });
 }
 
-py::object load_npy(const py::object& data, bool copy, const py::object& dtype) {
-  drain_released_buffers();
-  return wrap(decode_object(data, kBytesName, copy, parse_dtype(dtype)));
-}
-
 py::object load_named(const py::object& data, const std::string& name, const py::object& dtype) {
-  return wrap(decode_object(data, name, /*copy=*/false, parse_dtype(dtype)));
+  return wrap(decode_object(data.ptr(), name, /*copy=*/false, parse_dtype(dtype)));
 }
 
 // Calls `read` on the bytes that `data` exports.
@@ -228,6 +223,43 @@ void translate(std::exception_ptr error) {
   }
 }
 
+// The same for what pybind11 does not see, and for errors that are not ours.
+void raise_python(const std::exception_ptr& error) {
+  try {
+    translate(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+}
+
+// load_npy(data, copy, dtype), positional. Called by CPython's vector call itself: pybind11's
+// dispatch would take longer than the decoding.
+PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count) noexcept {
+  if (count != 3) {
+    PyErr_Format(PyExc_TypeError, "load_npy: expected 3 arguments but found %zd", count);
+    return nullptr;
+  }
+  try {
+    drain_released_buffers();
+    const Array array =
+        decode_object(args[0], kBytesName, args[1] == Py_True, parse_dtype(args[2]));
+    return wrap(array).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (...) {
+    raise_python(std::current_exception());
+  }
+  return nullptr;
+}
+
+PyMethodDef load_npy_method = {
+    "load_npy", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(load_npy)),
+    METH_FASTCALL, nullptr};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -246,8 +278,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("default_client", &Client::default_client);
   m.def("set_default_client", &Client::set_default_client);
 
-  m.def("load_npy", &load_npy, py::arg("data"), py::kw_only(), py::arg("copy") = false,
-        py::arg("dtype") = py::none());
+  m.add_object("load_npy", PyCFunction_New(&load_npy_method, nullptr));
   m.def("load", &load_object);
   m.def("load_rows", &load_object_rows);
   m.def("load_many", &load_objects);

@@ -112,6 +112,7 @@ void check_options(const ClientOptions& options) {
   check_seconds("connect_timeout_s", options.connect_timeout_s);
   check_seconds("stall_timeout_s", options.stall_timeout_s);
   check_seconds("retry_timeout_s", options.retry_timeout_s);
+  check_seconds("backoff_s", options.backoff_s);
   if (options.deadline_s) check_seconds("deadline_s", *options.deadline_s);
   check("retries", options.retries, options.retries >= 1 && options.retries <= 1000,
         "1 to 1000 attempts in all");

@@ -378,6 +378,11 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   end.fault = fault;
   long connections = 0;
   curl_off_t first_byte_us = 0;
+  if (fault == Fault::kConnect) {
+    long number = 0;
+    curl_easy_getinfo(slot.easy, CURLINFO_OS_ERRNO, &number);
+    end.system_error = static_cast<int>(number);
+  }
   curl_easy_getinfo(slot.easy, CURLINFO_NUM_CONNECTS, &connections);
   curl_easy_getinfo(slot.easy, CURLINFO_STARTTRANSFER_TIME_T, &first_byte_us);
   end.connections_opened = static_cast<uint64_t>(connections);

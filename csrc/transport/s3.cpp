@@ -109,7 +109,8 @@ class S3Object : public HttpObject {
       verdict.action = Verdict::Action::kRetry;
     } else if (is_one_of(error.code, {"ExpiredToken", "TokenRefreshRequired"})) {
       verdict.message += "; get new credentials and make a new Client";
-    } else if (error.code == "AccessDenied" && account_->anonymous()) {
+    } else if (response.status == 403 && account_->anonymous()) {
+      if (verdict.message.empty()) verdict.message = "Forbidden";
       verdict.message += "; the request was anonymous";
     }
     return verdict;

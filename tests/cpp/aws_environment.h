@@ -13,7 +13,7 @@
 
 namespace torchnpy {
 
-class AwsEnvironment : public testing::Test {
+class AwsEnvironment : public ::testing::Test {
  protected:
   AwsEnvironment() {
     std::string name = std::filesystem::temp_directory_path() / "torchnpy-XXXXXX";
@@ -68,24 +68,26 @@ class AwsEnvironment : public testing::Test {
 };
 
 // Whether `text` holds all of `parts` and none of `absent`.
-inline testing::AssertionResult has(const std::string& text, const std::vector<std::string>& parts,
-                                    const std::vector<std::string>& absent = {}) {
+inline ::testing::AssertionResult has(const std::string& text,
+                                      const std::vector<std::string>& parts,
+                                      const std::vector<std::string>& absent = {}) {
   for (const std::string& part : parts) {
     if (text.find(part) == std::string::npos) {
-      return testing::AssertionFailure() << '"' << text << "\" lacks \"" << part << '"';
+      return ::testing::AssertionFailure() << '"' << text << "\" lacks \"" << part << '"';
     }
   }
   for (const std::string& part : absent) {
     if (text.find(part) != std::string::npos) {
-      return testing::AssertionFailure() << '"' << text << "\" holds \"" << part << '"';
+      return ::testing::AssertionFailure() << '"' << text << "\" holds \"" << part << '"';
     }
   }
-  return testing::AssertionSuccess();
+  return ::testing::AssertionSuccess();
 }
 
-inline testing::AssertionResult starts_with(const std::string& text, const std::string& start) {
-  if (text.starts_with(start)) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << '"' << text << "\" does not start with \"" << start << '"';
+inline ::testing::AssertionResult starts_with(const std::string& text, const std::string& start) {
+  if (text.starts_with(start)) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure()
+         << '"' << text << "\" does not start with \"" << start << '"';
 }
 
 // What the error that `run` throws says; fails the test when it throws no `Thrown`.

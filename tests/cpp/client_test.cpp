@@ -7,6 +7,8 @@
 
 #include "aws_environment.h"
 #include "base/error.h"
+#include "fault_server.h"
+#include "transport/http.h"
 
 namespace torchnpy {
 namespace {
@@ -17,7 +19,7 @@ struct BadOption {
   std::function<void(ClientOptions&)> set;
 };
 
-class OptionTest : public testing::TestWithParam<BadOption> {};
+class OptionTest : public ::testing::TestWithParam<BadOption> {};
 
 TEST_P(OptionTest, IsRefusedByNameAndValue) {
   ClientOptions options;
@@ -30,7 +32,7 @@ TEST_P(OptionTest, IsRefusedByNameAndValue) {
 
 INSTANTIATE_TEST_SUITE_P(
     Client, OptionTest,
-    testing::Values(
+    ::testing::Values(
         BadOption{"max_in_flight", "0", [](auto& o) { o.max_in_flight = 0; }},
         BadOption{"io_threads", "-1", [](auto& o) { o.io_threads = -1; }},
         BadOption{"part_nbytes", "7", [](auto& o) { o.part_nbytes = 7; }},
@@ -112,6 +114,108 @@ TEST_F(ClientTest, KeepsOneDefaultUntilAnotherIsSet) {
   EXPECT_EQ(Client::default_client(), other);
   Client::set_default_client(nullptr);
   EXPECT_NE(Client::default_client(), other);
+}
+
+// S3 over a real connection.
+class S3ClientTest : public AwsEnvironment {
+ protected:
+  using Server = ::torchnpy::testing::FaultServer;
+  using Step = ::torchnpy::testing::Step;
+
+  S3ClientTest() {
+    set("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE");
+    set("AWS_SECRET_ACCESS_KEY", "SECRET");
+  }
+  static std::shared_ptr<Client> connect(const Server& server) {
+    ClientOptions options;
+    options.endpoint = server.url("");
+    options.backoff_s = 0.001;
+    options.proxy = "";
+    return Client::make(options);
+  }
+  static std::string load(Client& client, const std::string& url) {
+    return read_all(*client.open(url), 1 << 20);
+  }
+  static Step error(const std::string& status, const std::string& code,
+                    const std::string& headers = "") {
+    Step step;
+    step.status = status;
+    step.headers = headers;
+    step.error_body = "<Error><Code>" + code + "</Code><Message>Words.</Message></Error>";
+    return step;
+  }
+  static Step listing(const std::string& content) {
+    Step step;
+    step.status = "200 OK";
+    step.error_body = "<ListBucketResult>" + content + "</ListBucketResult>";
+    return step;
+  }
+};
+
+TEST_F(S3ClientTest, FindsTheRegionOnceForABucket) {
+  Server server("content", {error("301 Moved Permanently", "PermanentRedirect",
+                                  "x-amz-bucket-region: eu-west-3\r\n"),
+                            Step{}});
+  const auto client = connect(server);
+  EXPECT_EQ(load(*client, "s3://b/k"), "content");
+  EXPECT_EQ(load(*client, "s3://b/l"), "content");
+  const auto requests = server.requests();
+  ASSERT_EQ(requests.size(), 3u);
+  EXPECT_TRUE(has(requests[0].other, {"/us-east-1/s3/"}));
+  EXPECT_TRUE(has(requests[1].other, {"/eu-west-3/s3/"}));
+  EXPECT_TRUE(has(requests[2].other, {"/eu-west-3/s3/"}));
+  EXPECT_EQ(requests[2].target, "/b/l");
+}
+
+TEST_F(S3ClientTest, GivesUpWhenTheRegionDoesNotHelp) {
+  Server server("content", {error("400 Bad Request", "AuthorizationHeaderMalformed",
+                                  "x-amz-bucket-region: us-east-1\r\n")});
+  EXPECT_TRUE(has(message_of<TransportError>([&] { load(*connect(server), "s3://b/k?x"); }),
+                  {"s3://b/k?x: HTTP 400 (AuthorizationHeaderMalformed: Words.)"},
+                  {"SECRET", "AKIDEXAMPLE"}));
+  EXPECT_EQ(server.requests().size(), 4u);
+}
+
+TEST_F(S3ClientTest, SignsWithTheClockOfTheServer) {
+  Server server("content", {error("403 Forbidden", "RequestTimeTooSkewed",
+                                  "Date: Tue, 27 Mar 2007 19:36:42 GMT\r\n"),
+                            Step{}});
+  EXPECT_EQ(load(*connect(server), "s3://b/k"), "content");
+  EXPECT_TRUE(has(server.requests().at(1).other, {"/20070327/us-east-1/s3/"}));
+}
+
+TEST_F(S3ClientTest, TriesAgainWhenTheServerAsksToSlowDown) {
+  Server server("content", {error("503 Slow Down", "SlowDown"),
+                            error("400 Bad Request", "RequestTimeout"), Step{}});
+  EXPECT_EQ(load(*connect(server), "s3://b/k"), "content");
+  EXPECT_EQ(server.requests().size(), 3u);
+}
+
+TEST_F(S3ClientTest, ListsPageAfterPage) {
+  Server server("", {listing("<IsTruncated>true</IsTruncated><NextContinuationToken>t/1"
+                             "</NextContinuationToken><Contents><Key>p/a</Key><Size>3</Size>"
+                             "</Contents>"),
+                     listing("<Contents><Key>p/b</Key><Size>4</Size></Contents>")});
+  const auto client = connect(server);
+  const ObjectPage first = client->list("s3://b/p/", "");
+  const ObjectPage second = client->list("s3://b/p/", first.continuation);
+  EXPECT_EQ(first.objects.at(0).url, "s3://b/p/a");
+  EXPECT_EQ(second.objects.at(0).nbytes, 4u);
+  EXPECT_EQ(second.continuation, "");
+  EXPECT_EQ(server.requests().at(1).target,
+            "/b?continuation-token=t%2F1&encoding-type=url&list-type=2&prefix=p%2F");
+  EXPECT_EQ(server.ranges().at(0), "whole");
+}
+
+TEST_F(S3ClientTest, ADeniedListingNamesThePrefix) {
+  Server server("", {error("403 Forbidden", "AccessDenied")});
+  try {
+    connect(server)->list("s3://b/p/", "");
+    FAIL();
+  } catch (const TransportError& thrown) {
+    EXPECT_EQ(thrown.kind(), TransportError::Kind::kDenied);
+    EXPECT_TRUE(starts_with(thrown.what(), "s3://b/p/: HTTP 403 (AccessDenied: Words.)"));
+  }
 }
 
 }  // namespace

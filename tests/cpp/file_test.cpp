@@ -67,7 +67,7 @@ struct Way {
   bool viewable;
 };
 
-class EachWay : public FileTest, public testing::WithParamInterface<Way> {};
+class EachWay : public FileTest, public ::testing::WithParamInterface<Way> {};
 
 TEST_P(EachWay, ReadsRanges) {
   const auto [nbytes, mmap, viewable] = GetParam();
@@ -89,9 +89,9 @@ TEST_P(EachWay, ReadsRanges) {
 
 INSTANTIATE_TEST_SUITE_P(
     File, EachWay,
-    testing::Values(Way{0, true, true}, Way{1, true, true}, Way{(256 << 10) - 1, true, true},
-                    Way{256 << 10, true, true}, Way{(256 << 10) - 1, false, true},
-                    Way{256 << 10, false, false}, Way{(9 << 20) + 1, false, false}));
+    ::testing::Values(Way{0, true, true}, Way{1, true, true}, Way{(256 << 10) - 1, true, true},
+                      Way{256 << 10, true, true}, Way{(256 << 10) - 1, false, true},
+                      Way{256 << 10, false, false}, Way{(9 << 20) + 1, false, false}));
 
 TEST_F(FileTest, WritesToAViewDoNotReachTheFile) {
   const std::string text = content(300 << 10);

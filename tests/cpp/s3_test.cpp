@@ -260,6 +260,14 @@ TEST_F(S3Test, ADeniedRequestInTheRightRegionIsNotTriedAgain) {
   EXPECT_EQ(verdict.message, "AccessDenied: Access Denied");
 }
 
+TEST_F(S3Test, ADeniedAnonymousRequestSaysThatItWas) {
+  options_.anonymous = true;
+  EXPECT_EQ(object("s3://b/k")->judge(error(403, "AccessDenied", "Access Denied")).message,
+            "AccessDenied: Access Denied; the request was anonymous");
+  EXPECT_EQ(object("s3://b/k")->judge({403, {}, ""}).message,
+            "Forbidden; the request was anonymous");
+}
+
 TEST_F(S3Test, AClockThatIsWrongIsCorrected) {
   const auto made = object("s3://b/k");
   const Verdict verdict = made->judge(error(403, "RequestTimeTooSkewed", "Too large.",

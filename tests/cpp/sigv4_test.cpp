@@ -67,7 +67,7 @@ constexpr Vector kSuite[] = {
      "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"},
 };
 
-class Suite : public testing::TestWithParam<Vector> {};
+class Suite : public ::testing::TestWithParam<Vector> {};
 
 TEST_P(Suite, SignatureMatches) {
   const SigningKey key =
@@ -84,10 +84,10 @@ TEST_P(Suite, SignatureMatches) {
                 GetParam().signature);
 }
 
-INSTANTIATE_TEST_SUITE_P(Aws, Suite, testing::ValuesIn(kSuite),
+INSTANTIATE_TEST_SUITE_P(Aws, Suite, ::testing::ValuesIn(kSuite),
                          [](const auto& row) { return std::string(row.param.name); });
 
-class S3Example : public testing::Test {
+class S3Example : public ::testing::Test {
  protected:
   std::string sign(std::string_view path, std::string_view query, Headers more) {
     request_.path = path;
