@@ -39,6 +39,7 @@ struct ClientOptions {
   std::optional<double> deadline_s;  // of one read, all attempts together
   int retries = 10;                  // attempts in all
   double retry_timeout_s = 180;      // no new attempt after
+  double backoff_s = 0.1;            // before the first retry, at least
 };
 
 struct ObjectInfo {

@@ -51,7 +51,7 @@ class HttpObject {
   virtual HttpRequest make_request(Headers headers) = 0;
   // Judges an answer that is neither 2xx nor a redirect that is followed.
   virtual Verdict judge(const HttpResponse& response) = 0;
-  // Sees the head of each good answer (a server's Date, a bucket's region).
+  // Sees the head of each good answer; of its headers only date and x-amz-*.
   virtual void accept(const HttpResponse&) {}
 };
 

@@ -1,0 +1,169 @@
+#include "transport/engine.h"
+
+#include <cstdlib>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+#include "transport/engine_state.h"
+#include "transport/reactor.h"
+
+namespace torchnpy {
+
+std::atomic<Engine*> Engine::current_{nullptr};
+
+Engine* Engine::existing() {
+  Engine* engine = current_.load(std::memory_order_acquire);
+  return engine != nullptr && engine->is_mine() ? engine : nullptr;
+}
+
+Engine& Engine::instance() {
+  if (Engine* engine = existing()) return *engine;
+  const std::lock_guard lock(process_mutex());
+  if (Engine* engine = existing()) return *engine;
+  // Under the mutex instead of call_once: fork() waits for it. Never undone: other users of
+  // libcurl in the process may live longer.
+  static bool initialised = false;
+  if (!initialised) {
+    initialise_curl();
+    // After OpenSSL registered its own handler, so that it runs before it: a transfer that
+    // lives during OpenSSL's clean-up crashes.
+    std::atexit(shutdown_engine);
+    initialised = true;
+  }
+  auto* engine = new Engine(current_.load());
+  current_.store(engine, std::memory_order_release);
+  return *engine;
+}
+
+void Engine::submit(std::unique_ptr<Job> job) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_) throw InterruptedError("interrupted: the process is ending");
+  Job* const added = job.get();
+  added->next_ = jobs_;
+  if (jobs_ != nullptr) jobs_->previous_ = added;
+  jobs_ = added;
+  queue_.push(std::move(job), false);
+  wake_takers();
+  if (!reactors_.empty()) return;
+  unlink(*added);
+  queue_.take_cancelled(true);
+  throw TransportError("expected an I/O thread to start but the system has none to give");
+}
+
+// Wakes or starts the reactors that have something to take.
+void Engine::wake_takers() {
+  for (const size_t taker : queue_.takers()) {
+    if (taker < reactors_.size()) {
+      reactors_[taker]->wake(false);
+      continue;
+    }
+    try {
+      reactors_.push_back(std::make_unique<Reactor>(*this, taker));
+      reactors_.back()->start();
+    } catch (const std::system_error&) {
+      reactors_.pop_back();
+      if (reactors_.empty()) return;
+      queue_.limit_reactors(reactors_.size());
+      return wake_takers();
+    }
+  }
+}
+
+void Engine::cancel(const void* owner, const void* key) {
+  const std::lock_guard lock(mutex_);
+  if (stopping_) return;  // they all end
+  for (Job* job = jobs_; job != nullptr; job = job->next_) {
+    if (job->owner_ != owner || job->key_ != key) continue;
+    job->cancelled_ = true;
+    reactors_[job->reactor_ == Job::kNoReactor ? 0 : job->reactor_]->wake(true);
+  }
+}
+
+void Engine::stop() {
+  std::vector<std::thread> threads;
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(stopping_, true)) return;
+    for (const auto& reactor : reactors_) {
+      reactor->wake(true);
+      threads.push_back(reactor->take_thread());
+    }
+  }
+  for (std::thread& thread : threads) {
+    // exit() may be called by an I/O thread, inside a sink.
+    if (thread.get_id() == std::this_thread::get_id()) {
+      thread.detach();
+    } else {
+      thread.join();
+    }
+  }
+}
+
+std::unique_ptr<Job> Engine::take(size_t reactor, size_t* in_flight) {
+  const std::lock_guard lock(mutex_);
+  std::unique_ptr<Job> job = stopping_ ? nullptr : queue_.pop(reactor);
+  if (job != nullptr) {
+    job->reactor_ = reactor;
+    if (job->cancelled_) reactors_[reactor]->wake(true);  // after it was queued for a retry
+    *in_flight = queue_.in_flight();
+  }
+  if (!stopping_) wake_takers();
+  return job;
+}
+
+void Engine::requeue(std::unique_ptr<Job> job) {
+  const std::lock_guard lock(mutex_);
+  job->reactor_ = Job::kNoReactor;
+  queue_.push(std::move(job), true);
+}
+
+void Engine::release(size_t reactor) {
+  const std::lock_guard lock(mutex_);
+  queue_.release(reactor);
+}
+
+// From now on cancel() does not find it.
+void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
+  const std::lock_guard lock(mutex_);
+  if (in_flight_on) queue_.release(*in_flight_on);
+  unlink(job);
+}
+
+void Engine::unlink(Job& job) {
+  (job.previous_ != nullptr ? job.previous_->next_ : jobs_) = job.next_;
+  if (job.next_ != nullptr) job.next_->previous_ = job.previous_;
+}
+
+std::vector<std::unique_ptr<Job>> Engine::take_cancelled() {
+  const std::lock_guard lock(mutex_);
+  return queue_.take_cancelled(stopping_);
+}
+
+bool Engine::is_cancelled(const Job& job) {
+  const std::lock_guard lock(mutex_);
+  return job.cancelled_;
+}
+
+bool Engine::is_stopping() {
+  const std::lock_guard lock(mutex_);
+  return stopping_;
+}
+
+bool Engine::may_sleep(Reactor& reactor) {
+  const std::lock_guard lock(mutex_);
+  return reactor.prepare_sleep(queue_);
+}
+
+void submit_job(std::unique_ptr<Job> job) { Engine::instance().submit(std::move(job)); }
+
+void cancel_jobs(const void* owner, const void* key) {
+  if (Engine* engine = Engine::existing()) engine->cancel(owner, key);
+}
+
+void shutdown_engine() {
+  if (Engine* engine = Engine::existing()) engine->stop();
+}
+
+}  // namespace torchnpy

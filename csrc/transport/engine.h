@@ -1,0 +1,108 @@
+// Runs HTTP exchanges on a few I/O threads of the process, never on the caller's. The only
+// user of libcurl.
+//
+// The engine begins at first use and lives as long as the process. A forked child gets its
+// own at its first use: what the parent had begun stays the parent's.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string_view>
+
+#include "base/bytes.h"
+#include "transport/settings.h"
+
+namespace torchnpy {
+
+struct HttpRequest;
+
+// What ended a transfer before its time.
+enum class Fault {
+  kNone,
+  kDns,
+  kConnect,     // refused, unreachable
+  kTimeout,     // while connecting
+  kStall,       // no byte for stall_timeout_s
+  kDeadline,    // Job::deadline passed
+  kTls,         // certificate, protocol
+  kReset,       // the connection broke
+  kShortBody,   // it ended before Content-Length
+  kBadRequest,  // the URL or a header cannot be sent
+  kOther,
+};
+
+// How one exchange ended.
+struct ExchangeEnd {
+  Fault fault = Fault::kNone;
+  std::string_view detail;    // libcurl's words
+  int system_error = 0;       // errno of a connection that failed
+  std::exception_ptr thrown;  // by head() or body()
+  bool stopped = false;       // head() or body() returned false
+  uint64_t connections_opened = 0;
+  uint64_t first_byte_us = 0;  // from the request to the first byte; 0 when none came
+};
+
+// Work for an I/O thread: exchanges of one client, one after the other, until it is done.
+// All calls come from one I/O thread at a time, without a lock.
+class Job {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // `owner` and `key` are what cancel() knows the job by.
+  Job(std::shared_ptr<const EngineSettings> settings, const void* owner, const void* key)
+      : settings_(std::move(settings)), owner_(owner), key_(key) {}
+  virtual ~Job() = default;
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  // The next exchange; what it throws ends the job.
+  virtual HttpRequest begin() = 0;
+  // One line of an answer's head, its line break included; the last is a bare line break. Lines of
+  // interim answers and trailers come, too. False ends the transfer.
+  virtual bool head(std::string_view line) = 0;
+  // The next bytes of the body. False ends the transfer.
+  virtual bool body(ByteView bytes) = 0;
+  // The exchange is over. Empty: the job is done. Else it begins again after so many
+  // seconds, without waiting for a slot when they are 0. What it throws ends the job.
+  virtual std::optional<double> ended(const ExchangeEnd& end) = 0;
+  // The job is over, and destroyed after this; `error` when the job did not end by itself. Not
+  // preceded by ended() when an exchange was cut off.
+  virtual void finish(std::exception_ptr error) noexcept = 0;
+
+  // When the job gives up, whatever it does; may be set by begin().
+  Clock::time_point deadline = Clock::time_point::max();
+
+  const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
+
+ private:
+  friend class JobQueue;
+  friend class Engine;
+  friend class Reactor;
+  static constexpr size_t kNoReactor = static_cast<size_t>(-1);
+
+  const std::shared_ptr<const EngineSettings> settings_;
+  const void* const owner_;
+  const void* const key_;
+  // Under the engine's mutex.
+  Job* previous_ = nullptr;  // of all live jobs
+  Job* next_ = nullptr;
+  size_t reactor_ = kNoReactor;  // where it runs or waits for its next attempt; else it is queued
+  bool cancelled_ = false;
+};
+
+// Queues `job`. Throws InterruptedError after shutdown_engine(), TransportError when no
+// thread can be started; then finish() is not called.
+void submit_job(std::unique_ptr<Job> job);
+
+// Ends the jobs of `owner` and `key` with InterruptedError, soon and on an I/O thread.
+void cancel_jobs(const void* owner, const void* key);
+
+// Ends all jobs with InterruptedError and joins the I/O threads, for the end of the process.
+// Idempotent. Also registered with std::atexit; call it earlier where finish() needs more
+// than C++ (an interpreter). Does nothing for an engine that was inherited by fork().
+void shutdown_engine();
+
+}  // namespace torchnpy

@@ -1,0 +1,61 @@
+// What the reactors of a process share; for engine.cpp and reactor.cpp alone.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "base/fork.h"
+#include "transport/engine.h"
+#include "transport/job_queue.h"
+
+namespace torchnpy {
+
+class Reactor;
+
+// The engine of one process. Never destroyed: threads may outlive statics, and a
+// child's inherited engine must not be touched.
+class Engine {
+ public:
+  static Engine& instance();
+  // This process's engine if there is one.
+  static Engine* existing();
+
+  void submit(std::unique_ptr<Job> job);
+  void cancel(const void* owner, const void* key);
+  void stop();
+
+  // For reactors.
+  std::unique_ptr<Job> take(size_t reactor, size_t* in_flight);
+  void requeue(std::unique_ptr<Job> job);
+  void release(size_t reactor);
+  void retire(Job& job, std::optional<size_t> reactor);
+  std::vector<std::unique_ptr<Job>> take_cancelled();
+  bool may_sleep(Reactor& reactor);
+  bool is_cancelled(const Job& job);
+  bool is_stopping();
+
+ private:
+  explicit Engine(Engine* inherited) : inherited_(inherited) {}
+  bool is_mine() const { return forks_ == fork_count() && pid_ == getpid(); }
+  void wake_takers();
+  void unlink(Job& job);
+
+  static std::atomic<Engine*> current_;
+
+  const uint64_t forks_ = fork_count();
+  const pid_t pid_ = getpid();
+  [[maybe_unused]] Engine* const inherited_;  // keeps it reachable for leak checkers
+  std::mutex mutex_;
+  JobQueue queue_;
+  Job* jobs_ = nullptr;  // all that live
+  std::vector<std::unique_ptr<Reactor>> reactors_;
+  bool stopping_ = false;
+};
+
+}  // namespace torchnpy

@@ -1,0 +1,240 @@
+#include "transport/file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/fork.h"
+
+namespace torchnpy {
+namespace {
+
+// Below it a read is cheaper than a mapping: a page fault for each 4 KiB, and the unmapping.
+constexpr uint64_t kMinMappedNbytes = 256 << 10;
+// Of one system call, so that a cancelled read ends soon.
+constexpr size_t kMaxReadNbytes = 8 << 20;
+
+[[noreturn]] void fail(const std::string& path, std::string_view what, int error) {
+  using Kind = TransportError::Kind;
+  Kind kind = Kind::kOther;
+  if (error == ENOENT || error == ENOTDIR) kind = Kind::kNotFound;
+  if (error == EACCES || error == EPERM) kind = Kind::kDenied;
+  throw TransportError(fmt::format("{}: cannot {}: {}", path, what, std::strerror(error)), kind);
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+Descriptor open_descriptor(const std::string& path) {
+  // Without O_NONBLOCK the open of a FIFO waits for a writer.
+  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
+  int flags = kFlags | O_NONBLOCK;
+  for (;;) {
+    const int fd = ::open(path.c_str(), flags);
+    if (fd >= 0) return Descriptor(fd);
+    // A lease on the file (fcntl F_SETLEASE) lets only a blocking open wait.
+    if (errno == EWOULDBLOCK && flags != kFlags) {
+      flags = kFlags;
+    } else if (errno != EINTR) {
+      fail(path, "open", errno);
+    }
+  }
+}
+
+uint64_t check_regular(const std::string& path, int fd) {
+  struct stat status;
+  if (::fstat(fd, &status) != 0) fail(path, "stat", errno);
+  if (S_ISDIR(status.st_mode)) fail(path, "read", EISDIR);
+  if (!S_ISREG(status.st_mode)) {
+    throw UnsupportedError(
+        path +
+        ": expected a regular file but found a pipe, socket or device; read it into memory "
+        "and decode the bytes");
+  }
+  return static_cast<uint64_t>(status.st_size);
+}
+
+// Bytes read at `offset` into `room`, 0 at the end.
+size_t read_some(const std::string& path, int fd, MutableBytes room, uint64_t offset) {
+  for (;;) {
+    const ssize_t nbytes =
+        ::pread(fd, room.data(), std::min(room.size(), kMaxReadNbytes), static_cast<off_t>(offset));
+    if (nbytes >= 0) return static_cast<size_t>(nbytes);
+    if (errno != EINTR) fail(path, "read", errno);
+  }
+}
+
+OwnedBytes read_whole(const std::string& path, int fd, uint64_t nbytes) {
+  OwnedBytes content = allocate_bytes(nbytes);
+  uint64_t filled = 0;
+  while (filled < nbytes) {
+    const size_t got = read_some(path, fd, content.bytes.subspan(filled), filled);
+    if (got == 0) break;  // truncated since fstat
+    filled += got;
+  }
+  content.bytes = content.bytes.first(filled);
+  return content;
+}
+
+// Empty when the file system or the process's limit of mappings does not allow it.
+std::optional<OwnedBytes> map(int fd, uint64_t nbytes) {
+  void* const data =
+      ::mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+  if (data == MAP_FAILED) return std::nullopt;
+  return OwnedBytes{MutableBytes(static_cast<uint8_t*>(data), nbytes),
+                    std::shared_ptr<void>(data, [nbytes](void* p) { ::munmap(p, nbytes); })};
+}
+
+struct Interval {
+  uint64_t offset;
+  uint64_t end;
+};
+
+Interval clip(const Range& range, uint64_t nbytes) {
+  if (range.from_end) return {nbytes - std::min(range.nbytes, nbytes), nbytes};
+  const uint64_t offset = std::min(range.offset, nbytes);
+  return {offset, offset + std::min(range.nbytes, nbytes - offset)};
+}
+
+// The whole content, in memory or mapped.
+class MemorySource : public Source {
+ public:
+  MemorySource(std::string name, OwnedBytes content)
+      : name_(std::move(name)), content_(std::move(content)) {}
+
+  const std::string& name() const override { return name_; }
+  std::optional<uint64_t> nbytes() const override { return content_.bytes.size(); }
+
+  std::optional<OwnedBytes> view(uint64_t offset, uint64_t nbytes) override {
+    return OwnedBytes{content_.bytes.subspan(offset, nbytes), content_.owner};
+  }
+
+  void start(Range range, Sink& sink) override {
+    std::exception_ptr error;
+    try {
+      auto [offset, end] = clip(range, content_.bytes.size());
+      while (offset < end) {
+        const MutableBytes room = sink.room(offset, end - offset);
+        if (room.empty()) break;
+        const size_t nbytes = std::min<uint64_t>(room.size(), end - offset);
+        std::memcpy(room.data(), &content_.bytes[offset], nbytes);
+        sink.filled(offset, nbytes);
+        offset += nbytes;
+      }
+    } catch (...) {
+      error = std::current_exception();
+    }
+    sink.done(error);
+  }
+
+  // start() has called done().
+  void cancel(Sink&) override {}
+
+ private:
+  const std::string name_;
+  const OwnedBytes content_;
+};
+
+// A file that is read where it is asked for.
+class FileSource : public Source {
+ public:
+  FileSource(std::string path, Descriptor fd, uint64_t nbytes)
+      : path_(std::move(path)), fd_(std::move(fd)), nbytes_(nbytes) {}
+
+  const std::string& name() const override { return path_; }
+  std::optional<uint64_t> nbytes() const override { return nbytes_; }
+  std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
+
+  void start(Range range, Sink& sink) override {
+    std::exception_ptr error;
+    try {
+      const Reading reading(*this, sink);
+      auto [offset, end] = clip(range, nbytes_);
+      while (offset < end) {
+        reading.check();
+        const MutableBytes room = sink.room(offset, end - offset);
+        if (room.empty()) break;
+        const size_t nbytes = read_some(
+            path_, fd_.get(), room.first(std::min<uint64_t>(room.size(), end - offset)), offset);
+        if (nbytes == 0) break;  // truncated since it was opened
+        sink.filled(offset, nbytes);
+        offset += nbytes;
+      }
+    } catch (...) {
+      error = std::current_exception();
+    }
+    sink.done(error);
+  }
+
+  void cancel(Sink& sink) override {
+    const std::lock_guard lock(process_mutex());
+    std::erase(reading_, &sink);
+  }
+
+ private:
+  // Keeps the sink in reading_ while its read goes on.
+  class Reading {
+   public:
+    Reading(FileSource& source, Sink& sink) : source_(source), sink_(sink) {
+      const std::lock_guard lock(process_mutex());
+      source_.reading_.push_back(&sink_);
+    }
+    ~Reading() {
+      const std::lock_guard lock(process_mutex());
+      std::erase(source_.reading_, &sink_);
+    }
+    void check() const {
+      const std::lock_guard lock(process_mutex());
+      if (std::ranges::find(source_.reading_, &sink_) == source_.reading_.end()) {
+        throw InterruptedError(source_.path_ + ": the read was cancelled");
+      }
+    }
+
+   private:
+    FileSource& source_;
+    Sink& sink_;
+  };
+
+  const std::string path_;
+  const Descriptor fd_;
+  const uint64_t nbytes_;
+  std::vector<Sink*> reading_;  // under process_mutex()
+};
+
+}  // namespace
+
+std::shared_ptr<Source> open_file(const std::string& path, bool mmap) {
+  Descriptor fd = open_descriptor(path);
+  const uint64_t nbytes = check_regular(path, fd.get());
+  if (nbytes < kMinMappedNbytes) {
+    return std::make_shared<MemorySource>(path, read_whole(path, fd.get(), nbytes));
+  }
+  if (mmap) {
+    if (auto content = map(fd.get(), nbytes)) {
+      return std::make_shared<MemorySource>(path, std::move(*content));
+    }
+  }
+  return std::make_shared<FileSource>(path, std::move(fd), nbytes);
+}
+
+}  // namespace torchnpy

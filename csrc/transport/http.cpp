@@ -1,0 +1,169 @@
+#include "transport/http.h"
+
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/wait.h"
+#include "transport/engine.h"
+#include "transport/http_read.h"
+#include "transport/http_source.h"
+
+namespace torchnpy {
+
+bool Version::matches(const VersionSeen& seen) const {
+  if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;
+  if (!etag.empty() && !seen.etag.empty()) return etag == seen.etag;
+  return modified.empty() || seen.modified.empty() || modified == seen.modified;
+}
+
+HttpSource::HttpSource(std::shared_ptr<HttpObject> object,
+                       std::shared_ptr<const ClientOptions> options,
+                       std::shared_ptr<const EngineSettings> settings,
+                       std::shared_ptr<TransportMetrics> metrics)
+    : object_(std::move(object)),
+      options_(std::move(options)),
+      settings_(std::move(settings)),
+      metrics_(std::move(metrics)) {}
+
+std::optional<uint64_t> HttpSource::nbytes() const {
+  const std::lock_guard lock(process_mutex());
+  return version_ == nullptr ? std::nullopt : version_->nbytes;
+}
+
+std::shared_ptr<const Version> HttpSource::version() const {
+  const std::lock_guard lock(process_mutex());
+  return version_;
+}
+
+std::shared_ptr<const Version> HttpSource::pin(const VersionSeen& seen, bool first) {
+  const std::lock_guard lock(process_mutex());
+  if (version_ == nullptr) {
+    version_ = std::make_shared<const Version>(
+        Version{seen.nbytes, std::string(seen.etag), std::string(seen.modified)});
+    pinned_reads_ = 0;
+  } else if (!version_->matches(seen)) {
+    return nullptr;
+  } else if (!version_->nbytes && seen.nbytes) {
+    Version known = *version_;
+    known.nbytes = seen.nbytes;
+    version_ = std::make_shared<const Version>(std::move(known));
+  }
+  if (first) ++pinned_reads_;
+  return version_;
+}
+
+bool HttpSource::unpin(bool pinned) {
+  const std::lock_guard lock(process_mutex());
+  if (pinned_reads_ > (pinned ? 1 : 0)) return false;
+  version_ = nullptr;
+  pinned_reads_ = 0;
+  return true;
+}
+
+void HttpSource::start(Range range, Sink& sink) {
+  const std::optional<uint64_t> known = nbytes();
+  const bool is_empty = range.nbytes == 0 || (known && (*known == 0 || range.offset >= *known));
+  if (is_empty) return sink.done(nullptr);
+  try {
+    submit_job(std::make_unique<HttpRead>(shared_from_this(), range, sink));
+  } catch (...) {
+    sink.done(std::current_exception());
+  }
+}
+
+void HttpSource::cancel(Sink& sink) { cancel_jobs(this, &sink); }
+
+namespace {
+
+// One for each set of options that lives: the environment and the CA bundle are looked up
+// once, and the engine tells clients apart by them.
+std::shared_ptr<const EngineSettings> settings_of(
+    const std::shared_ptr<const ClientOptions>& options) {
+  struct Entry {
+    std::weak_ptr<const ClientOptions> options;
+    std::shared_ptr<const EngineSettings> settings;
+  };
+  static auto* const entries = new std::map<const ClientOptions*, Entry>;  // outlives statics
+  {
+    const std::lock_guard lock(process_mutex());
+    const auto found = entries->find(options.get());
+    // Another object may live at the address now.
+    if (found != entries->end() && found->second.options.lock() == options) {
+      return found->second.settings;
+    }
+  }
+  std::shared_ptr<const EngineSettings> made = make_engine_settings(*options);
+  const std::lock_guard lock(process_mutex());
+  std::erase_if(*entries, [](const auto& entry) { return entry.second.options.expired(); });
+  return entries->try_emplace(options.get(), Entry{options, std::move(made)})
+      .first->second.settings;
+}
+
+class TextSink final : public Sink {
+ public:
+  explicit TextSink(uint64_t max_nbytes) : max_nbytes_(max_nbytes) {}
+
+  MutableBytes room(uint64_t offset, size_t want) override {
+    if (want > max_nbytes_ - offset) {
+      throw TransportError("expected at most " + std::to_string(max_nbytes_) +
+                           " bytes but found more");
+    }
+    text_.resize(offset + want);
+    return {reinterpret_cast<uint8_t*>(text_.data()) + offset, want};
+  }
+  void filled(uint64_t, size_t) override {}
+  bool restart() override {
+    text_.clear();
+    return true;
+  }
+  void done(std::exception_ptr error) override {
+    const std::lock_guard lock(mutex_);
+    error_ = std::move(error);
+    done_ = true;
+    changed_.notify_all();  // under the lock: the waiter destroys this
+  }
+
+  std::string wait(Source& source, WaitScope& scope) {
+    std::unique_lock lock(mutex_);
+    if (!scope.wait(lock, changed_, [this] { return done_; })) {
+      lock.unlock();
+      source.cancel(*this);
+      lock.lock();
+      changed_.wait(lock, [this] { return done_; });
+      throw InterruptedError("interrupted: the read was given up");
+    }
+    if (error_) std::rethrow_exception(error_);
+    return std::move(text_);
+  }
+
+ private:
+  const uint64_t max_nbytes_;
+  std::string text_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool done_ = false;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+std::shared_ptr<Source> open_http(std::shared_ptr<HttpObject> object,
+                                  std::shared_ptr<const ClientOptions> options,
+                                  std::shared_ptr<TransportMetrics> metrics) {
+  std::shared_ptr<const EngineSettings> settings = settings_of(options);
+  return std::make_shared<HttpSource>(std::move(object), std::move(options), std::move(settings),
+                                      std::move(metrics));
+}
+
+std::string read_all(Source& source, uint64_t max_nbytes) {
+  WaitScope scope;
+  TextSink sink(max_nbytes);
+  source.start(Range{}, sink);
+  return sink.wait(source, scope);
+}
+
+}  // namespace torchnpy

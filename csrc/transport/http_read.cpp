@@ -1,0 +1,453 @@
+#include "transport/http_read.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+
+namespace torchnpy {
+namespace {
+
+using Kind = TransportError::Kind;
+
+constexpr size_t kMaxHeadNbytes = 256 << 10;
+constexpr size_t kMaxErrorNbytes = 64 << 10;
+// To read so much that nobody wants costs less than a new connection.
+constexpr uint64_t kDrainNbytes = 64 << 10;
+constexpr int kMaxRedirects = 10;
+constexpr int kMaxImmediateRetries = 3;
+constexpr double kMaxBackoff_s = 15;
+
+bool is_retried(int status) {
+  return status == 408 || status == 429 || status == 500 || status == 502 || status == 503 ||
+         status == 504;
+}
+
+bool is_redirect(int status) {
+  return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
+}
+
+Kind kind_of(int status) {
+  if (status == 404 || status == 410) return Kind::kNotFound;
+  if (status == 401 || status == 403) return Kind::kDenied;
+  return Kind::kOther;
+}
+
+double draw(double low, double high) {
+  thread_local std::minstd_rand generator(std::random_device{}());
+  return low < high ? std::uniform_real_distribution<double>(low, high)(generator) : low;
+}
+
+// Words of a server or of libcurl for a message: one line, neither a query string nor the
+// userinfo of a URL.
+std::string clean(std::string_view text) {
+  constexpr size_t kMaxNbytes = 300;
+  std::string result;
+  bool in_query = false;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte <= ' ' || byte == 0x7F || c == '"' || c == '\'' || c == '<' || c == ')') {
+      in_query = false;
+    }
+    if (in_query) continue;
+    in_query = c == '?';
+    result += byte < ' ' || byte == 0x7F ? ' ' : c;
+    if (const size_t scheme = result.rfind("://");
+        c == '@' && scheme != std::string::npos &&
+        result.find_first_of(" /", scheme + 3) == std::string::npos) {
+      result.erase(scheme + 3);
+    }
+    if (result.size() >= kMaxNbytes) break;
+  }
+  return result;
+}
+
+}  // namespace
+
+HttpRead::HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink)
+    : Job(source->settings(), source.get(), &sink),
+      source_(std::move(source)),
+      range_(range),
+      sink_(sink),
+      backoff_s_(source_->options().backoff_s) {
+  rewind();
+}
+
+void HttpRead::rewind() {
+  suffix_ = range_.from_end;
+  position_ = suffix_ ? 0 : range_.offset;
+  end_ = suffix_ || range_.nbytes > Range::kToEnd - range_.offset ? Range::kToEnd
+                                                                  : range_.offset + range_.nbytes;
+  filled_any_ = false;
+}
+
+// Now that the object's size is known.
+void HttpRead::clamp_to(uint64_t nbytes) {
+  if (std::exchange(suffix_, false)) position_ = nbytes - std::min(nbytes, range_.nbytes);
+  end_ = std::min(end_, nbytes);
+}
+
+std::string HttpRead::format_range() const {
+  if (suffix_) return fmt::format("bytes=-{}", range_.nbytes);
+  if (end_ == Range::kToEnd) return fmt::format("bytes={}-", position_);
+  return fmt::format("bytes={}-{}", position_, end_ - 1);
+}
+
+HttpRequest HttpRead::begin() {
+  if (attempts_ == 0) {
+    started_ = Clock::now();
+    if (const std::optional<double> deadline_s = source_->options().deadline_s) {
+      deadline = started_ + std::chrono::duration_cast<Clock::duration>(
+                                std::chrono::duration<double>(std::min(*deadline_s, 1e8)));
+    }
+  }
+  if (!redirected_to_) ++attempts_;
+  const std::shared_ptr<const Version> pinned = version_ ? version_ : source_->version();
+  if (pinned && pinned->nbytes && *pinned->nbytes > position_) clamp_to(*pinned->nbytes);
+  head_text_.clear();
+  head_complete_ = body_began_ = false;
+  answer_ = Answer::kNone;
+  skip_nbytes_ = body_nbytes_ = 0;
+  expected_nbytes_.reset();
+  error_body_.clear();
+
+  Headers headers;
+  headers.emplace_back("Accept-Encoding", "identity");
+  ranged_ = !without_range_ && (suffix_ || position_ != 0 || end_ != Range::kToEnd);
+  if (ranged_) headers.emplace_back("Range", format_range());
+  conditional_ = pinned && pinned->has_strong_etag();
+  if (conditional_) headers.emplace_back("If-Match", pinned->etag);
+  HttpRequest request;
+  if (redirected_to_ && crossed_origin_) {
+    request.headers = std::move(headers);
+  } else {
+    request = source_->object().make_request(std::move(headers));
+  }
+  if (redirected_to_) request.url = redirected_to_->request();
+  url_ = request.url;
+  on_wire_ = true;
+  source_->metrics().requests.fetch_add(1, std::memory_order_relaxed);
+  source_->metrics().in_flight.add(1);
+  return request;
+}
+
+bool HttpRead::head(std::string_view line) {
+  if (body_began_) return true;  // a trailer
+  if (line.starts_with("HTTP/")) {
+    head_text_.clear();
+    head_complete_ = false;
+  }
+  if (head_complete_) return true;
+  if (line.size() > kMaxHeadNbytes - head_text_.size()) {
+    fail(fmt::format("expected a head of at most {} bytes but found more", kMaxHeadNbytes));
+  }
+  head_text_ += line;
+  if (line != "\r\n" && line != "\n") return true;
+  head_complete_ = true;
+  head_ = parse_head(head_text_);
+  if (head_.status < 200) return true;  // interim: another head follows
+  accept_head();
+  return answer_ != Answer::kOtherVersion;
+}
+
+void HttpRead::accept_head() {
+  bool is_pinned = true;
+  if (head_.status == 206) {
+    is_pinned = accept_part();
+  } else if (head_.status == 200 || head_.status == 203) {
+    is_pinned = accept_whole();
+  } else {
+    answer_ =
+        is_redirect(head_.status) && !head_.location.empty() ? Answer::kRedirect : Answer::kError;
+    return;
+  }
+  answer_ = is_pinned ? Answer::kData : Answer::kOtherVersion;
+  if (!is_pinned) return;
+  HttpResponse response;
+  response.status = head_.status;
+  response.headers = parse_headers(head_text_, false);
+  source_->object().accept(response);
+}
+
+// False when the answer is from another version than what was read before.
+bool HttpRead::accept_version(std::optional<uint64_t> nbytes) {
+  const VersionSeen seen{nbytes, head_.etag, head_.last_modified};
+  std::shared_ptr<const Version> pinned = source_->pin(seen, version_ == nullptr);
+  if (pinned == nullptr) return false;
+  version_ = std::move(pinned);
+  if (version_->nbytes) clamp_to(*version_->nbytes);
+  return true;
+}
+
+void HttpRead::check_encoding() const {
+  const std::string_view encoding = head_.content_encoding;
+  // "aws-chunked" is a remnant of the upload that some stores keep; it encodes nothing here.
+  if (encoding.empty() || encoding == "identity" || encoding == "aws-chunked") return;
+  fail(
+      fmt::format("expected bytes as they are but found Content-Encoding {}; store the object "
+                  "without it",
+                  clean(encoding)));
+}
+
+// 206.
+bool HttpRead::accept_part() {
+  const std::optional<ContentRange> range = parse_content_range(head_.content_range);
+  if (!ranged_ || !range || !range->satisfied) {
+    fail(fmt::format("expected {} but found HTTP 206 with Content-Range \"{}\"",
+                     ranged_ ? "a Content-Range for " + format_range() : "the whole object",
+                     clean(head_.content_range)));
+  }
+  const std::string asked = format_range();
+  if (!accept_version(range->total)) return false;
+  check_encoding();
+  const uint64_t nbytes = range->last - range->first + 1;
+  if (suffix_ && nbytes <= range_.nbytes) {  // the total is unknown: the server says where it is
+    suffix_ = false;
+    position_ = range->first;
+    end_ = range->last + 1;
+  }
+  if (end_ == Range::kToEnd) end_ = range->last + 1;
+  if (suffix_ || range->first != position_ || range->last != end_ - 1) {
+    fail(fmt::format("expected a Content-Range for {} but found \"{}\"", asked,
+                     clean(head_.content_range)));
+  }
+  const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  if (length && *length != nbytes) {
+    fail(fmt::format("expected a Content-Length of {} bytes but found {}", nbytes, *length));
+  }
+  expected_nbytes_ = nbytes;
+  return true;
+}
+
+// 200: the whole object, asked for or not.
+bool HttpRead::accept_whole() {
+  const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  if (!accept_version(length)) return false;
+  check_encoding();
+  if (suffix_) {
+    fail(
+        "expected HTTP 206 but found HTTP 200 of unknown length; the server cannot read from the "
+        "end of the object");
+  }
+  // The rest comes anyway: a sink that wants it need not ask again, for the whole object again.
+  if (ranged_) end_ = length.value_or(Range::kToEnd);
+  skip_nbytes_ = position_;
+  expected_nbytes_ = length;
+  if (position_ >= end_) complete_ = true;
+  return true;
+}
+
+bool HttpRead::body(ByteView bytes) {
+  body_began_ = true;
+  body_nbytes_ += bytes.size();
+  if (answer_ == Answer::kError) {
+    const size_t room = kMaxErrorNbytes - error_body_.size();
+    error_body_ += as_text(bytes.first(std::min(room, bytes.size())));
+    return bytes.size() < room;
+  }
+  if (answer_ != Answer::kData) return body_nbytes_ <= kMaxErrorNbytes;
+  if (expected_nbytes_ && body_nbytes_ > *expected_nbytes_) {
+    fail(fmt::format("expected a body of {} bytes but found more", *expected_nbytes_));
+  }
+  const size_t skipped = static_cast<size_t>(std::min<uint64_t>(skip_nbytes_, bytes.size()));
+  skip_nbytes_ -= skipped;
+  if (!complete_) complete_ = deliver(bytes.subspan(skipped));
+  return !complete_ || (expected_nbytes_ && *expected_nbytes_ - body_nbytes_ <= kDrainNbytes);
+}
+
+// True when the read needs no more.
+bool HttpRead::deliver(ByteView bytes) {
+  while (!bytes.empty() && position_ < end_) {
+    const auto want = static_cast<size_t>(std::min<uint64_t>(bytes.size(), end_ - position_));
+    const MutableBytes room = sink_.room(position_, want);
+    if (room.empty()) return true;
+    const size_t nbytes = std::min(room.size(), want);
+    std::memcpy(room.data(), bytes.data(), nbytes);
+    sink_.filled(position_, nbytes);
+    filled_any_ = true;
+    position_ += nbytes;
+    bytes = bytes.subspan(nbytes);
+  }
+  return position_ >= end_;
+}
+
+std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
+  TransportMetrics& metrics = source_->metrics();
+  on_wire_ = false;
+  metrics.in_flight.add(-1);
+  metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
+  metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
+  metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
+  if (end.thrown) std::rethrow_exception(end.thrown);
+  if (complete_) return std::nullopt;
+  if (end.fault == Fault::kDeadline) {
+    fail(fmt::format("not done within the deadline of {} s", *source_->options().deadline_s),
+         Kind::kTimeout);
+  }
+  switch (answer_) {
+    case Answer::kData: return end_data(end);
+    case Answer::kRedirect: return follow_redirect();
+    case Answer::kError: return end_error();
+    case Answer::kOtherVersion: return restart();
+    case Answer::kNone: break;
+  }
+  return retry_fault(end);
+}
+
+std::optional<double> HttpRead::end_data(const ExchangeEnd& end) {
+  if (end.fault != Fault::kNone) return retry_fault(end);
+  if (expected_nbytes_ && body_nbytes_ < *expected_nbytes_) {
+    ExchangeEnd cut = end;
+    cut.fault = Fault::kShortBody;
+    return retry_fault(cut);
+  }
+  // A body of unknown length has told the object's size by ending.
+  if (!expected_nbytes_) source_->pin({body_nbytes_, {}, {}}, false);
+  return std::nullopt;
+}
+
+std::optional<double> HttpRead::end_error() {
+  if (head_.status == 412 && conditional_) return restart();
+  if (head_.status == 416 && ranged_) return end_unsatisfiable();
+  HttpResponse response;
+  response.status = head_.status;
+  response.headers = parse_headers(head_text_, true);
+  response.body = std::move(error_body_);
+  const Verdict verdict = source_->object().judge(response);
+  const std::string words = clean(verdict.message.empty() ? head_.reason : verdict.message);
+  const std::string reason = fmt::format("HTTP {}{}{}{}", head_.status, words.empty() ? "" : " (",
+                                         words, words.empty() ? "" : ")");
+  if (verdict.action == Verdict::Action::kRetryNow && immediate_retries_ < kMaxImmediateRetries) {
+    ++immediate_retries_;
+    redirected_to_.reset();
+    crossed_origin_ = false;
+    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    return 0;
+  }
+  // What was learnt too often did not help.
+  if (verdict.action != Verdict::Action::kRetry && !is_retried(head_.status)) {
+    fail(reason, kind_of(head_.status));
+  }
+  return retry(reason, kind_of(head_.status),
+               parse_retry_after(head_.retry_after, head_.date).value_or(0));
+}
+
+// 416: the object ends before the range begins; an empty one always does.
+std::optional<double> HttpRead::end_unsatisfiable() {
+  const std::optional<ContentRange> range = parse_content_range(head_.content_range);
+  if (range && range->total) {
+    const bool was_suffix = suffix_;
+    if (!accept_version(range->total)) return restart();
+    if (was_suffix || position_ >= *range->total) return std::nullopt;
+  } else if (suffix_ || position_ == 0) {
+    // Only an empty object has no first byte; that the server means this, its 200 shows.
+    without_range_ = true;
+    return 0;
+  }
+  fail(fmt::format("HTTP 416 ({}) for {}", clean(head_.reason), format_range()));
+}
+
+double HttpRead::follow_redirect() {
+  if (++redirects_ > kMaxRedirects) {
+    fail(fmt::format("expected at most {} redirects but found more", kMaxRedirects));
+  }
+  const Url from = redirected_to_ ? *redirected_to_ : parse_url(url_);
+  Url to;
+  try {
+    to = resolve_reference(from, head_.location);
+  } catch (const ArgumentError& error) {
+    fail(fmt::format("HTTP {} to a Location that cannot be followed ({})", head_.status,
+                     clean(error.what())));
+  }
+  if (from.scheme == "https" && to.scheme != "https") {
+    fail(
+        fmt::format("HTTP {} from https to {}, which is not followed", head_.status, to.display()));
+  }
+  // Once elsewhere, the next host is not the user's choice, even if it is the first again.
+  crossed_origin_ = crossed_origin_ || !from.same_origin(to);
+  redirected_to_ = std::move(to);
+  source_->metrics().redirects.fetch_add(1, std::memory_order_relaxed);
+  return 0;
+}
+
+// The object is not what it was. The only read of it may begin again.
+double HttpRead::restart() {
+  if (!restarted_ && source_->unpin(version_ != nullptr) && (!filled_any_ || sink_.restart())) {
+    restarted_ = true;
+    version_ = nullptr;
+    redirected_to_.reset();
+    crossed_origin_ = false;
+    rewind();
+    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    return 0;
+  }
+  fail("expected the object to stay the same but it changed while it was read; load it again");
+}
+
+double HttpRead::retry_fault(const ExchangeEnd& end) {
+  const std::string detail = end.detail.empty() ? "" : fmt::format(" ({})", clean(end.detail));
+  switch (end.fault) {
+    case Fault::kDns: return retry("the host name was not resolved" + detail, Kind::kOther, 0);
+    case Fault::kConnect:
+      return retry((end.system_error == 0 ? "no connection"
+                                          : std::system_category().message(end.system_error)) +
+                       detail,
+                   Kind::kOther, 0);
+    case Fault::kTimeout: return retry("timed out" + detail, Kind::kTimeout, 0);
+    case Fault::kStall:
+      return retry(fmt::format("stalled: no byte for {} s", settings()->stall_timeout_s),
+                   Kind::kTimeout, 0);
+    case Fault::kShortBody:
+      return retry(expected_nbytes_ ? fmt::format("expected a body of {} bytes but found {}",
+                                                  *expected_nbytes_, body_nbytes_)
+                                    : "the body was cut short" + detail,
+                   Kind::kOther, 0);
+    case Fault::kTls: fail("TLS failed" + detail);
+    case Fault::kBadRequest: fail("the request cannot be sent" + detail);
+    case Fault::kOther: fail("the transfer failed" + detail);
+    case Fault::kNone:
+    case Fault::kReset:
+    case Fault::kDeadline: break;
+  }
+  return retry("the connection was lost" + detail, Kind::kOther, 0);
+}
+
+// Decorrelated jitter: clients that failed together do not come back together.
+double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s) {
+  const ClientOptions& options = source_->options();
+  backoff_s_ = std::min(kMaxBackoff_s, draw(options.backoff_s, backoff_s_ * 3));
+  const double delay_s = std::max(backoff_s_, at_least_s);
+  const double left_s = std::chrono::duration<double>(deadline - Clock::now()).count();
+  if (attempts_ >= options.retries || elapsed_s() + delay_s > options.retry_timeout_s ||
+      delay_s > left_s) {
+    fail(reason, kind);
+  }
+  redirected_to_.reset();
+  crossed_origin_ = false;
+  redirects_ = 0;
+  source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+  return delay_s;
+}
+
+double HttpRead::elapsed_s() const {
+  return std::chrono::duration<double>(Clock::now() - started_).count();
+}
+
+void HttpRead::fail(const std::string& reason, Kind kind) const {
+  throw TransportError(fmt::format("{}: {} after {} attempt{} in {:.2f} s", source_->name(), reason,
+                                   attempts_, attempts_ == 1 ? "" : "s", elapsed_s()),
+                       kind, head_complete_ ? head_.status : 0);
+}
+
+void HttpRead::finish(std::exception_ptr error) noexcept {
+  if (on_wire_) source_->metrics().in_flight.add(-1);
+  if (error) source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
+  sink_.done(std::move(error));
+}
+
+}  // namespace torchnpy

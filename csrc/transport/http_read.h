@@ -1,0 +1,95 @@
+// One read of an HTTP object: attempts, each a request, until its bytes are with the sink.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "transport/engine.h"
+#include "transport/http.h"
+#include "transport/http_head.h"
+#include "transport/http_source.h"
+#include "transport/source.h"
+#include "transport/url.h"
+
+namespace torchnpy {
+
+class HttpRead final : public Job {
+ public:
+  // `sink` lives until its done().
+  HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink);
+
+  HttpRequest begin() override;
+  bool head(std::string_view line) override;
+  bool body(ByteView bytes) override;
+  std::optional<double> ended(const ExchangeEnd& end) override;
+  void finish(std::exception_ptr error) noexcept override;
+
+ private:
+  // What is done with the body of the answer.
+  enum class Answer { kNone, kData, kRedirect, kError, kOtherVersion };
+
+  void rewind();
+  std::string format_range() const;
+  void clamp_to(uint64_t nbytes);
+  bool accept_version(std::optional<uint64_t> nbytes);
+  void accept_head();
+  bool accept_part();
+  bool accept_whole();
+  void check_encoding() const;
+  bool deliver(ByteView bytes);
+
+  std::optional<double> end_data(const ExchangeEnd& end);
+  std::optional<double> end_error();
+  std::optional<double> end_unsatisfiable();
+  double follow_redirect();
+  double restart();
+  double retry_fault(const ExchangeEnd& end);
+  double retry(const std::string& reason, TransportError::Kind kind, double at_least_s);
+  [[noreturn]] void fail(const std::string& reason,
+                         TransportError::Kind kind = TransportError::Kind::kOther) const;
+  double elapsed_s() const;
+
+  const std::shared_ptr<HttpSource> source_;
+  const Range range_;
+  Sink& sink_;
+
+  // What is still to be read.
+  bool suffix_ = false;  // the object's last range_.nbytes, wherever that begins
+  uint64_t position_ = 0;
+  uint64_t end_ = 0;
+  bool complete_ = false;
+  bool filled_any_ = false;
+  std::shared_ptr<const Version> version_;  // of the bytes that were filled
+
+  // The attempts so far.
+  Clock::time_point started_;
+  int attempts_ = 0;
+  int immediate_retries_ = 0;
+  int redirects_ = 0;
+  double backoff_s_;
+  bool restarted_ = false;
+  bool without_range_ = false;        // the server knows no ranges
+  std::optional<Url> redirected_to_;  // within this attempt
+  bool crossed_origin_ = false;       // by a redirect of this attempt
+
+  // The exchange that runs.
+  std::string url_;
+  bool on_wire_ = false;
+  bool ranged_ = false;
+  bool conditional_ = false;
+  std::string head_text_;
+  HttpHead head_;  // views into head_text_
+  bool head_complete_ = false;
+  bool body_began_ = false;
+  Answer answer_ = Answer::kNone;
+  uint64_t skip_nbytes_ = 0;                 // of the body, before the range
+  uint64_t body_nbytes_ = 0;                 // received
+  std::optional<uint64_t> expected_nbytes_;  // of the body
+  std::string error_body_;
+};
+
+}  // namespace torchnpy

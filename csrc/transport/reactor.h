@@ -1,0 +1,95 @@
+// One I/O thread with its connections: a libcurl multi handle in a loop. With reactor.cpp the only
+// user of libcurl; for engine.cpp alone.
+#pragma once
+
+#include <curl/curl.h>
+
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "transport/engine.h"
+#include "transport/engine_state.h"
+#include "transport/job_queue.h"
+
+namespace torchnpy {
+
+// Makes libcurl ready; once in a process, under process_mutex(). Throws TransportError.
+void initialise_curl();
+
+// One I/O thread with its connections.
+class Reactor {
+ public:
+  Reactor(Engine& engine, size_t index) : engine_(engine), index_(index) {}
+  // Throws std::system_error.
+  void start();
+  std::thread take_thread() { return std::move(thread_); }
+  // From any thread, under the engine's mutex. `attention`: there are cancelled jobs, or
+  // the engine stops.
+  void wake(bool attention);
+  // Under the engine's mutex: false when there is something to do first.
+  bool prepare_sleep(const JobQueue& queue);
+
+ private:
+  // A place for one exchange: an easy handle that is used again and again.
+  struct Slot {
+    Reactor* reactor = nullptr;
+    CURL* easy = nullptr;
+    std::unique_ptr<Job> job;
+    std::shared_ptr<const EngineSettings> settings;  // that `easy` is set up for
+    const std::string* proxy = nullptr;              // of `settings`, likewise
+    long buffer_nbytes = 0;
+    std::string header_text;
+    std::vector<curl_slist> headers;
+    char detail[CURL_ERROR_SIZE] = {};
+    bool sent = false;  // else still connecting, which libcurl times
+    Job::Clock::time_point last_progress;
+    std::exception_ptr thrown;
+    bool stopped = false;
+  };
+  struct Delayed {
+    Job::Clock::time_point due;
+    std::unique_ptr<Job> job;
+  };
+
+  void run() noexcept;
+  void sleep();
+  void start_jobs();
+  void requeue_due_jobs();
+  bool collect_finished();
+  bool enforce_timeouts();
+  void drop_jobs(bool all);
+  void clean_up();
+
+  Slot* acquire_slot(std::unique_ptr<Job> job);
+  void apply_settings(Slot& slot);
+  void apply_request(Slot& slot, const HttpRequest& request);
+  void begin_exchange(Slot& slot);
+  void conclude(Slot& slot, CURLcode code, Fault fault);
+  void end_job(Slot& slot, std::exception_ptr error);
+
+  template <typename Call>
+  static bool guard(Slot& slot, Call call);
+  static size_t on_head(char* data, size_t size, size_t count, void* context);
+  static size_t on_body(char* data, size_t size, size_t count, void* context);
+  static int on_sent(void* context, char*, char*, int, int);
+
+  Engine& engine_;
+  const size_t index_;
+  std::thread thread_;
+  CURLM* multi_ = nullptr;
+  std::atomic<bool> sleeping_{false};
+  std::atomic<bool> attention_{false};
+  // The rest belongs to the thread.
+  std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<Slot*> idle_;
+  std::vector<Delayed> delayed_;
+  Job::Clock::time_point now_;
+  Job::Clock::time_point next_check_ = Job::Clock::time_point::max();  // of stalls and deadlines
+  long max_connections_ = 0;
+};
+
+}  // namespace torchnpy

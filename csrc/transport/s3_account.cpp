@@ -1,0 +1,218 @@
+#include "transport/s3_account.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/text.h"
+
+namespace torchnpy {
+namespace {
+
+bool is_true(const std::optional<std::string>& value) {
+  return value && (*value == "true" || *value == "True" || *value == "TRUE" || *value == "1");
+}
+
+std::optional<std::string> copy_of(const std::string* value) {
+  return value != nullptr ? std::optional(*value) : std::nullopt;
+}
+
+std::optional<Endpoint> find_endpoint(const ClientOptions& options, const AwsProfile& profile) {
+  if (options.endpoint) return parse_endpoint(*options.endpoint, "endpoint");
+  if (is_true(read_env("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")) ||
+      is_true(copy_of(profile.find("ignore_configured_endpoint_urls")))) {
+    return std::nullopt;
+  }
+  for (const char* const variable : {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}) {
+    if (const auto url = read_env(variable)) return parse_endpoint(*url, variable);
+  }
+  const std::string* url = profile.find_in_services("s3.endpoint_url");
+  if (url == nullptr) url = profile.find("endpoint_url");
+  if (url == nullptr) return std::nullopt;
+  return parse_endpoint(*url, fmt::format("endpoint_url of profile \"{}\"", profile.name()));
+}
+
+void check_region(const std::string& region, std::string_view parameter) {
+  if (is_region(region)) return;
+  throw ArgumentError(fmt::format("{}: expected a region such as \"eu-west-1\" but found \"{}\"",
+                                  parameter, region));
+}
+
+std::string find_region(const ClientOptions& options, const AwsProfile& profile) {
+  std::string parameter = "region";
+  std::optional<std::string> region = options.region;
+  for (const char* const variable : {"AWS_REGION", "AWS_DEFAULT_REGION"}) {
+    if (region) break;
+    region = read_env(variable);
+    parameter = variable;
+  }
+  if (!region) {
+    region = copy_of(profile.find("region"));
+    parameter = fmt::format("region of profile \"{}\"", profile.name());
+  }
+  if (!region) return "us-east-1";
+  check_region(*region, parameter);
+  return *region;
+}
+
+Addressing find_addressing(const ClientOptions& options, const AwsProfile& profile) {
+  if (options.addressing != Addressing::kAuto) return options.addressing;
+  const std::string* const style = profile.find("s3.addressing_style");
+  if (style != nullptr && *style == "path") return Addressing::kPath;
+  if (style != nullptr && *style == "virtual") return Addressing::kVirtual;
+  return Addressing::kAuto;
+}
+
+std::shared_ptr<const S3Settings> read_settings(const ClientOptions& options) {
+  auto profile = std::make_shared<const AwsProfile>(AwsProfile::read(options.profile));
+  auto settings = std::make_shared<S3Settings>();
+  settings->endpoint = find_endpoint(options, *profile);
+  settings->region = find_region(options, *profile);
+  settings->addressing = find_addressing(options, *profile);
+  if (!options.anonymous) {
+    settings->credentials = std::make_shared<CredentialsCache>(make_credentials_chain(profile));
+  }
+  return settings;
+}
+
+// A header's value as it is signed: trimmed, with single spaces.
+std::string canonical_value(std::string_view value) {
+  std::string result;
+  for (const char c : value) {
+    const bool space = c == ' ' || c == '\t';
+    if (space && (result.empty() || result.back() == ' ')) continue;
+    result += space ? ' ' : c;
+  }
+  if (result.ends_with(' ')) result.pop_back();
+  return result;
+}
+
+// The user's headers as they are sent with each request.
+Headers make_own_headers(const ClientOptions& options) {
+  Headers headers;
+  for (const auto& [name, value] : options.headers) {
+    const std::string key = lower(name);
+    const bool ours = key == "x-amz-date" || key == "x-amz-content-sha256" ||
+                      key == "x-amz-security-token" || key == "authorization";
+    if (ours && !options.anonymous) {
+      throw ArgumentError(
+          fmt::format("headers: expected none that signing sets but found \"{}\"; pass "
+                      "credentials=\"anonymous\" to sign by yourself",
+                      name));
+    }
+    if (key == "x-amz-request-payer" && options.requester_pays) continue;
+    headers.emplace_back(key, canonical_value(value));
+  }
+  if (options.requester_pays) headers.emplace_back("x-amz-request-payer", "requester");
+  return headers;
+}
+
+}  // namespace
+
+S3Account::S3Account(std::shared_ptr<const ClientOptions> options)
+    : options_(std::move(options)), own_headers_(make_own_headers(*options_)) {
+  if (options_->endpoint) parse_endpoint(*options_->endpoint, "endpoint");
+  if (options_->region) check_region(*options_->region, "region");
+}
+
+void S3Account::prepare(const std::string& bucket) {
+  std::shared_ptr<const S3Settings> settings;
+  {
+    const std::lock_guard lock(process_mutex());
+    settings = settings_;
+  }
+  if (settings == nullptr) {
+    settings = read_settings(*options_);
+    const std::lock_guard lock(process_mutex());
+    if (settings_ == nullptr) settings_ = settings;
+    settings = settings_;
+  }
+  if (settings->credentials != nullptr) settings->credentials->resolve();
+  site_of(bucket);
+}
+
+HttpRequest S3Account::make_request(const std::string& bucket, std::string_view key_path,
+                                    std::string_view query, Headers headers) {
+  const auto site = site_of(bucket);
+  std::string path(key_path.empty() ? site->list_path : site->path);
+  path += key_path;
+  HttpRequest request;
+  request.url.append(site->scheme).append("://").append(site->host).append(path);
+  if (!query.empty()) request.url.append("?").append(query);
+  request.headers = std::move(headers);
+  request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
+  if (settings_->credentials != nullptr) sign(*site, path, query, request.headers);
+  return request;
+}
+
+void S3Account::learn_region(const std::string& bucket, const std::string& region) {
+  const auto site = std::make_shared<const S3Site>(
+      make_s3_site(settings_->endpoint, settings_->addressing, bucket, region));
+  const std::lock_guard lock(process_mutex());
+  sites_[bucket] = site;
+}
+
+void S3Account::learn_time(std::chrono::sys_seconds server) {
+  skew_s_ =
+      (server - std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now())).count();
+}
+
+std::shared_ptr<const S3Site> S3Account::site_of(const std::string& bucket) {
+  {
+    const std::lock_guard lock(process_mutex());
+    const auto found = sites_.find(bucket);
+    if (found != sites_.end()) return found->second;
+  }
+  const auto site = std::make_shared<const S3Site>(
+      make_s3_site(settings_->endpoint, settings_->addressing, bucket, settings_->region));
+  const std::lock_guard lock(process_mutex());
+  return sites_.emplace(bucket, site).first->second;
+}
+
+std::shared_ptr<const S3Account::DayKey> S3Account::day_key(
+    const std::string& region, std::string_view date,
+    const std::shared_ptr<const Credentials>& credentials) {
+  {
+    const std::lock_guard lock(process_mutex());
+    const auto found = keys_.find(region);
+    if (found != keys_.end() && found->second->credentials == credentials &&
+        found->second->key.date == date) {
+      return found->second;
+    }
+  }
+  auto made = std::make_shared<const DayKey>(
+      DayKey{credentials, derive_signing_key(credentials->access_key_id,
+                                             credentials->secret_access_key, date, region, "s3")});
+  const std::lock_guard lock(process_mutex());
+  keys_[region] = made;
+  return made;
+}
+
+void S3Account::sign(const S3Site& site, std::string_view path, std::string_view query,
+                     Headers& headers) {
+  const auto credentials = settings_->credentials->known();
+  const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
+  const std::string amz_date = format_amz_date(now + std::chrono::seconds(skew_s_.load()));
+  const auto day = day_key(site.region, std::string_view(amz_date).substr(0, 8), credentials);
+  headers.reserve(headers.size() + 4);
+  headers.emplace_back("x-amz-content-sha256", kEmptySha256);
+  headers.emplace_back("x-amz-date", amz_date);
+  if (!credentials->session_token.empty()) {
+    headers.emplace_back("x-amz-security-token", credentials->session_token);
+  }
+  CanonicalRequest canonical;
+  canonical.path = path;
+  canonical.query = query;
+  canonical.headers.reserve(headers.size() + 1);
+  canonical.headers.emplace_back("host", site.host);
+  for (const auto& [name, value] : headers) {
+    if (name.starts_with("x-amz-")) canonical.headers.emplace_back(name, value);
+  }
+  std::ranges::sort(canonical.headers);
+  headers.emplace_back("authorization", format_authorization(canonical, amz_date, day->key));
+}
+
+}  // namespace torchnpy

@@ -1,0 +1,69 @@
+// What the objects of one client share, and how their requests are signed.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "transport/client.h"
+#include "transport/credentials.h"
+#include "transport/http.h"
+#include "transport/s3_site.h"
+#include "transport/sigv4.h"
+
+namespace torchnpy {
+
+// The client's options, with what they leave to the environment and the profile.
+struct S3Settings {
+  std::optional<Endpoint> endpoint;  // empty: AWS
+  std::string region;
+  Addressing addressing = Addressing::kAuto;
+  std::shared_ptr<CredentialsCache> credentials;  // nullptr: anonymous
+};
+
+// Thread-safe; usable in a forked child. But for prepare() nothing blocks.
+class S3Account {
+ public:
+  // Throws ArgumentError for options that are wrong.
+  explicit S3Account(std::shared_ptr<const ClientOptions> options);
+
+  // Finds settings and credentials and checks that requests for the bucket can be made; before
+  // all else. May read files. Throws as make_s3_object().
+  void prepare(const std::string& bucket);
+
+  // A GET with `headers` and the client's own, signed for this moment. `key_path`: "/" and the
+  // encoded key, or "" for the bucket itself; `query`: sorted by name.
+  HttpRequest make_request(const std::string& bucket, std::string_view key_path,
+                           std::string_view query, Headers headers);
+
+  bool anonymous() const { return options_->anonymous; }
+  std::string region_of(const std::string& bucket) { return site_of(bucket)->region; }
+  void learn_region(const std::string& bucket, const std::string& region);
+  // What the server's clock says now.
+  void learn_time(std::chrono::sys_seconds server);
+
+ private:
+  struct DayKey {
+    std::shared_ptr<const Credentials> credentials;  // that it was made of
+    SigningKey key;
+  };
+  std::shared_ptr<const S3Site> site_of(const std::string& bucket);
+  std::shared_ptr<const DayKey> day_key(const std::string& region, std::string_view date,
+                                        const std::shared_ptr<const Credentials>& credentials);
+  void sign(const S3Site& site, std::string_view path, std::string_view query, Headers& headers);
+
+  const std::shared_ptr<const ClientOptions> options_;
+  const Headers own_headers_;
+  std::atomic<int64_t> skew_s_{0};  // the server's clock less ours
+  // Set once, under process_mutex(), before the first object exists; constant after that.
+  std::shared_ptr<const S3Settings> settings_;
+  // Under process_mutex():
+  std::map<std::string, std::shared_ptr<const S3Site>> sites_;  // by bucket
+  std::map<std::string, std::shared_ptr<const DayKey>> keys_;   // by region
+};
+
+}  // namespace torchnpy

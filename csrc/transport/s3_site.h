@@ -1,0 +1,45 @@
+// How the requests for a bucket are addressed: endpoints, regions and the two styles of URL.
+// Pure functions.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "transport/client.h"
+
+namespace torchnpy {
+
+// "http://host:9000/path" in its parts.
+struct Endpoint {
+  std::string scheme;  // "http" or "https"
+  std::string host;    // with a port that is not the scheme's own; as the Host header has it
+  std::string path;    // "" or "/path"
+};
+// `parameter` names where `url` comes from. Throws ArgumentError.
+Endpoint parse_endpoint(std::string_view url, std::string_view parameter);
+
+// "s3://bucket/key" in its parts; the key is raw.
+struct S3Url {
+  std::string bucket;
+  std::string key;
+};
+// Throws ArgumentError, and UnsupportedError for the kinds of buckets that need other
+// requests: S3 Express, ARNs.
+S3Url parse_s3_url(std::string_view url);
+
+bool is_region(std::string_view region);
+
+// Where the requests for a bucket go.
+struct S3Site {
+  std::string region;
+  std::string scheme;
+  std::string host;       // as the Host header has it
+  std::string path;       // before "/key": "/base/bucket", "/base", ""
+  std::string list_path;  // of requests for the bucket itself
+};
+// Without `endpoint`: AWS in `region`. Throws ArgumentError.
+S3Site make_s3_site(const std::optional<Endpoint>& endpoint, Addressing addressing,
+                    const std::string& bucket, const std::string& region);
+
+}  // namespace torchnpy

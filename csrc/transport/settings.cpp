@@ -1,0 +1,85 @@
+#include "transport/settings.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+
+namespace torchnpy {
+namespace {
+
+// The first of the variables that is set to something.
+std::string read_environment(std::initializer_list<const char*> names) {
+  for (const char* name : names) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value != '\0') return value;
+  }
+  return {};
+}
+
+bool is_directory(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+bool exists(const std::string& path) {
+  struct stat status;
+  return stat(path.c_str(), &status) == 0;
+}
+
+CaBundle as_bundle(const std::string& path) {
+  return is_directory(path) ? CaBundle{"", path} : CaBundle{path, ""};
+}
+
+}  // namespace
+
+CaBundle find_ca_bundle(const ClientOptions& options) {
+  if (options.ca_bundle) return as_bundle(*options.ca_bundle);
+  const std::string named = read_environment({"AWS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"});
+  if (!named.empty()) return as_bundle(named);
+  const std::string directory = read_environment({"SSL_CERT_DIR"});
+  if (!directory.empty()) return {"", directory};
+  for (const char* path : {
+           "/etc/ssl/certs/ca-certificates.crt",                 // Debian, Arch, Gentoo
+           "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  // Fedora, RHEL 7 and later
+           "/etc/pki/tls/certs/ca-bundle.crt",                   // RHEL, Amazon Linux
+           "/etc/ssl/ca-bundle.pem",                             // SUSE
+           "/var/lib/ca-certificates/ca-bundle.pem",             // SUSE
+           "/etc/ssl/cert.pem",                                  // Alpine, BSD, macOS
+       }) {
+    if (exists(path)) return {path, ""};
+  }
+  for (const char* path : {"/etc/ssl/certs", "/etc/pki/tls/certs"}) {
+    if (is_directory(path)) return {"", path};
+  }
+  return {};
+}
+
+std::shared_ptr<const EngineSettings> make_engine_settings(const ClientOptions& options) {
+  auto settings = std::make_shared<EngineSettings>();
+  settings->max_in_flight = std::max(1, options.max_in_flight);
+  settings->io_threads = std::max(1, options.io_threads);
+  settings->connect_timeout_s = options.connect_timeout_s;
+  settings->stall_timeout_s = options.stall_timeout_s;
+  settings->verify_tls = options.verify_tls;
+  CaBundle bundle = find_ca_bundle(options);
+  settings->ca_file = std::move(bundle.file);
+  settings->ca_directory = std::move(bundle.directory);
+  if (options.proxy) {
+    settings->http_proxy = settings->https_proxy = *options.proxy;
+    return settings;
+  }
+  // In a CGI program HTTP_PROXY is a header of the request: whoever sends it would choose the
+  // proxy.
+  const bool is_cgi = std::getenv("REQUEST_METHOD") != nullptr;
+  settings->http_proxy =
+      is_cgi ? read_environment({"http_proxy", "all_proxy", "ALL_PROXY"})
+             : read_environment({"http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"});
+  settings->https_proxy =
+      read_environment({"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"});
+  settings->no_proxy = read_environment({"no_proxy", "NO_PROXY"});
+  return settings;
+}
+
+}  // namespace torchnpy

@@ -1,0 +1,192 @@
+#include "transport/credentials.h"
+
+#include <gtest/gtest.h>
+
+#include "aws_environment.h"
+#include "base/error.h"
+
+namespace torchnpy {
+namespace {
+
+TEST(ParseIni, ReadsSectionsKeysAndValues) {
+  const IniFile file = parse_ini(
+      "# comment\r\n"
+      "[default]\r\n"
+      "Region = eu-west-1\r\n"
+      "key=a=b#c ; d\r\n"
+      "\r\n"
+      "; comment\r\n"
+      "[profile x]\r\n"
+      "colon: value\r\n",
+      "config");
+  EXPECT_EQ(file, (IniFile{{"default", {{"key", "a=b#c ; d"}, {"region", "eu-west-1"}}},
+                           {"profile x", {{"colon", "value"}}}}));
+}
+
+TEST(ParseIni, NamesTheKeysOfAnIndentedBlockAfterIt) {
+  const IniFile file = parse_ini(
+      "[default]\n"
+      "s3 =\n"
+      "  addressing_style = path\n"
+      "  # comment\n"
+      "  endpoint_url=http://host:1/\n"
+      "region = us-west-2\n",
+      "config");
+  EXPECT_EQ(file.at("default"), (IniSection{{"region", "us-west-2"},
+                                            {"s3", ""},
+                                            {"s3.addressing_style", "path"},
+                                            {"s3.endpoint_url", "http://host:1/"}}));
+}
+
+TEST(ParseIni, TakesAnIndentedFirstKey) {
+  EXPECT_EQ(parse_ini("[a]\n  k = v\n  l = w\n", "config").at("a").at("l"), "w");
+}
+
+TEST(ParseIni, NamesTheLineButDoesNotShowIt) {
+  const std::string message =
+      message_of<FormatError>([] { parse_ini("[a]\nk = v\nSECRET\n", "/h/config"); });
+  EXPECT_TRUE(has(message, {"/h/config", "line 3"}, {"SECRET"}));
+}
+
+TEST(ParseIni, RefusesAKeyBeforeTheFirstSection) {
+  EXPECT_TRUE(has(message_of<FormatError>([] { parse_ini("k = v\n", "f"); }), {"line 1"}));
+}
+
+class CredentialsTest : public AwsEnvironment {
+ protected:
+  Credentials find(const std::optional<std::string>& profile = std::nullopt) {
+    CredentialsCache cache(
+        make_credentials_chain(std::make_shared<const AwsProfile>(AwsProfile::read(profile))));
+    return *cache.resolve();
+  }
+};
+
+TEST_F(CredentialsTest, ComeFromTheEnvironment) {
+  set("AWS_ACCESS_KEY_ID", "id");
+  set("AWS_SECRET_ACCESS_KEY", "secret");
+  set("AWS_SESSION_TOKEN", "token");
+  write(".aws/credentials", "[default]\naws_access_key_id=other\naws_secret_access_key=other\n");
+  const Credentials found = find();
+  EXPECT_EQ(found.access_key_id, "id");
+  EXPECT_EQ(found.secret_access_key, "secret");
+  EXPECT_EQ(found.session_token, "token");
+}
+
+TEST_F(CredentialsTest, OfHalfAnEnvironmentAreAnError) {
+  set("AWS_ACCESS_KEY_ID", "id");
+  EXPECT_TRUE(has(message_of<TransportError>([&] { find(); }), {"AWS_SECRET_ACCESS_KEY is not"}));
+}
+
+TEST_F(CredentialsTest, ComeFromTheCredentialsFileBeforeTheConfigFile) {
+  write(".aws/credentials", "[default]\naws_access_key_id=a\naws_secret_access_key=b\n");
+  write(".aws/config", "[default]\naws_access_key_id=c\naws_secret_access_key=d\n");
+  EXPECT_EQ(find().access_key_id, "a");
+}
+
+TEST_F(CredentialsTest, ComeFromTheConfigFile) {
+  write(".aws/config",
+        "[profile \"two words\"]\naws_access_key_id=c\naws_secret_access_key=d\n"
+        "aws_session_token = t\n");
+  set("AWS_PROFILE", "two words");
+  EXPECT_EQ(find().session_token, "t");
+}
+
+TEST_F(CredentialsTest, OfAProfileThatTheCallerNamesGoBeforeTheEnvironment) {
+  set("AWS_ACCESS_KEY_ID", "id");
+  set("AWS_SECRET_ACCESS_KEY", "secret");
+  write(".aws/credentials", "[p]\naws_access_key_id=a\naws_secret_access_key=b\n");
+  EXPECT_EQ(find("p").access_key_id, "a");
+  set("AWS_PROFILE", "p");
+  EXPECT_EQ(find().access_key_id, "id");
+}
+
+TEST_F(CredentialsTest, ComeFromFilesThatTheEnvironmentNames) {
+  set("AWS_SHARED_CREDENTIALS_FILE",
+      write("c", "[default]\naws_access_key_id=a\naws_secret_access_key=b\n").c_str());
+  EXPECT_EQ(find().access_key_id, "a");
+  set("AWS_SHARED_CREDENTIALS_FILE", "~/c");
+  EXPECT_EQ(find().access_key_id, "a");
+}
+
+TEST_F(CredentialsTest, MissingEverywhereListsThePlaces) {
+  try {
+    find();
+    FAIL();
+  } catch (const TransportError& error) {
+    EXPECT_EQ(error.kind(), TransportError::Kind::kDenied);
+    EXPECT_TRUE(
+        has(error.what(), {"AWS_ACCESS_KEY_ID", home_ / ".aws/credentials", home_ / ".aws/config",
+                           "no such file", "credentials=\"anonymous\""}));
+  }
+}
+
+TEST_F(CredentialsTest, OfAnUnknownProfileNameThoseThatExist) {
+  write(".aws/credentials", "[one]\n");
+  write(".aws/config", "[profile two]\n[preview]\n");
+  EXPECT_TRUE(has(message_of<ArgumentError>([&] { find("three"); }),
+                  {"profile: ", "\"three\"", "one, two", home_ / ".aws/config"}, {"preview"}));
+  set("AWS_PROFILE", "four");
+  EXPECT_TRUE(has(message_of<ArgumentError>([&] { find(); }), {"AWS_PROFILE: ", "\"four\""}));
+}
+
+TEST_F(CredentialsTest, OfARoleAreRefusedByName) {
+  write(".aws/config",
+        "[profile p]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = default\n"
+        "aws_access_key_id = a\naws_secret_access_key = b\n");
+  EXPECT_TRUE(has(message_of<UnsupportedError>([&] { find("p"); }), {"\"p\"", "role_arn"}));
+}
+
+TEST_F(CredentialsTest, OfAProcessAreRefusedUnlessTheFileHasSome) {
+  write(".aws/config", "[default]\ncredential_process = /bin/x\n");
+  EXPECT_TRUE(has(message_of<UnsupportedError>([&] { find(); }), {"credential_process"}));
+  write(".aws/credentials", "[default]\naws_access_key_id=a\naws_secret_access_key=b\n");
+  EXPECT_EQ(find().access_key_id, "a");
+}
+
+TEST_F(CredentialsTest, WithALineBreakAreRefusedUnshown) {
+  write(".aws/credentials",
+        "[default]\naws_access_key_id=a\naws_secret_access_key=SECRET\n  MORE\n");
+  EXPECT_TRUE(has(message_of<ArgumentError>([&] { find(); }), {"control"}, {"SECRET", "MORE"}));
+}
+
+TEST_F(CredentialsTest, OfAFileThatIsADirectoryAreNone) {
+  set("AWS_CONFIG_FILE", home_.c_str());
+  EXPECT_TRUE(has(message_of<TransportError>([&] { find(); }), {"(Is a directory)"}));
+}
+
+// Gives what it has, and counts how often it is asked.
+class Provider : public CredentialsProvider {
+ public:
+  Provider(std::optional<Credentials> credentials, int* reads)
+      : credentials_(std::move(credentials)), reads_(reads) {}
+  std::optional<Credentials> read() override {
+    ++*reads_;
+    return credentials_;
+  }
+  std::string description() const override { return "a place"; }
+
+ private:
+  std::optional<Credentials> credentials_;
+  int* reads_;
+};
+
+int count_reads_of_two_resolves(std::optional<std::chrono::system_clock::time_point> expiration) {
+  int reads = 0;
+  std::vector<std::unique_ptr<CredentialsProvider>> chain;
+  chain.push_back(std::make_unique<Provider>(Credentials{"a", "b", "", expiration}, &reads));
+  CredentialsCache cache(std::move(chain));
+  cache.resolve();
+  const auto found = cache.resolve();
+  EXPECT_EQ(found, cache.known());
+  return reads;
+}
+
+TEST(CredentialsCache, KeepsThemUntilTheyAreAboutToExpire) {
+  const auto now = std::chrono::system_clock::now();
+  EXPECT_EQ(count_reads_of_two_resolves(std::nullopt), 1);
+  EXPECT_EQ(count_reads_of_two_resolves(now + std::chrono::hours(1)), 1);
+  EXPECT_EQ(count_reads_of_two_resolves(now + std::chrono::minutes(1)), 2);
+}
+
+}  // namespace
+}  // namespace torchnpy
