@@ -23,8 +23,8 @@ import torchnpy
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-SIZED = "i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16 b1".split()
-UNITS = "Y M W D h m s 25s ms us ns ps fs as".split()
+SIZED = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16", "b1"]
+UNITS = ["Y", "M", "W", "D", "h", "m", "s", "25s", "ms", "us", "ns", "ps", "fs", "as"]
 VERSIONS: list[Version] = [(1, 0), (2, 0), (3, 0)]
 
 scalars = st.one_of(
