@@ -38,6 +38,7 @@ enum class Fault {
 struct ExchangeEnd {
   Fault fault = Fault::kNone;
   std::string_view detail;    // libcurl's words
+  int system_error = 0;       // errno of a connection that failed
   std::exception_ptr thrown;  // by head() or body()
   bool stopped = false;       // head() or body() returned false
   uint64_t connections_opened = 0;

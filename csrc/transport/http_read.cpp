@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -390,7 +391,11 @@ double HttpRead::retry_fault(const ExchangeEnd& end) {
   const std::string detail = end.detail.empty() ? "" : fmt::format(" ({})", clean(end.detail));
   switch (end.fault) {
     case Fault::kDns: return retry("the host name was not resolved" + detail, Kind::kOther, 0);
-    case Fault::kConnect: return retry("no connection" + detail, Kind::kOther, 0);
+    case Fault::kConnect:
+      return retry((end.system_error == 0 ? "no connection"
+                                          : std::system_category().message(end.system_error)) +
+                       detail,
+                   Kind::kOther, 0);
     case Fault::kTimeout: return retry("timed out" + detail, Kind::kTimeout, 0);
     case Fault::kStall:
       return retry(fmt::format("stalled: no byte for {} s", settings()->stall_timeout_s),

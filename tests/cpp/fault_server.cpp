@@ -210,6 +210,7 @@ bool FaultServer::answer(Connection& connection, const Request& request, const S
     if (is_ranged && content_range != "-") headers += "Content-Range: " + content_range + "\r\n";
     if (!step.etag.empty()) headers += "ETag: " + step.etag + "\r\n";
   }
+  body.append(step.extra_nbytes, '\0');
   std::string head = "HTTP/1.1 " + status + "\r\n" + headers;
   if (step.chunked) {
     head += "Transfer-Encoding: chunked\r\n";

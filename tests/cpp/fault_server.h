@@ -18,19 +18,20 @@ namespace torchnpy::testing {
 
 // What is done with one request. By default: 206 for a range, 200 without, 416 past the end.
 struct Step {
-  std::string status;           // "503 Service Unavailable"; the answer's body is then `error_body`
-  std::string headers;          // added: whole lines with their line breaks
-  std::string error_body;       //
-  std::string object;           // served from now on in place of the server's, unless empty
+  std::string status{};         // "503 Service Unavailable"; the answer's body is then `error_body`
+  std::string headers{};        // added: whole lines with their line breaks
+  std::string error_body{};     //
+  std::string object{};         // served from now on in place of the server's, unless empty
   std::string etag = "\"v1\"";  // "": none is sent, and If-Match not looked at
   bool ignore_range = false;    // 200 with the whole object
   bool chunked = false;         // no Content-Length
-  std::string content_range;    // said in place of the true one; "-": none
-  std::optional<size_t> claim_nbytes;  // Content-Length, in place of the true one
+  std::string content_range{};  // said in place of the true one; "-": none
+  std::optional<size_t> claim_nbytes{};  // Content-Length, in place of the true one
+  size_t extra_nbytes = 0;               // zeros sent after the body
   // What happens after so many bytes of the body; SIZE_MAX: before the head.
-  std::optional<size_t> reset_at;  // RST
-  std::optional<size_t> close_at;  // FIN
-  std::optional<size_t> stall_at;  // silence until the client goes away
+  std::optional<size_t> reset_at{};  // RST
+  std::optional<size_t> close_at{};  // FIN
+  std::optional<size_t> stall_at{};  // silence until the client goes away
 };
 
 class FaultServer {

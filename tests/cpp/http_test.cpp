@@ -2,117 +2,432 @@
 
 #include <gtest/gtest.h>
 
-#include <condition_variable>
-#include <mutex>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "base/error.h"
-#include "fault_server.h"
-#include "transport/metrics.h"
+#include "http_testing.h"
 
 namespace torchnpy {
 namespace {
 
-using testing::FaultServer;
-using testing::Step;
+using namespace testing;
 
-// Collects a read's bytes and waits for its end.
-class TestSink final : public Sink {
- public:
-  MutableBytes room(uint64_t offset, size_t want) override {
-    if (bytes_.empty() && first_ == kNone) first_ = offset;
-    if (bytes_.size() >= limit) return {};
-    buffer_.resize(std::min(want, room_nbytes));
-    return {reinterpret_cast<uint8_t*>(buffer_.data()), buffer_.size()};
-  }
-  void filled(uint64_t offset, size_t nbytes) override {
-    if (offset != first_ + bytes_.size()) throw ArgumentError("filled out of order");
-    bytes_.append(buffer_, 0, nbytes);
-  }
-  bool restart() override {
-    if (!can_restart) return false;
-    ++restarts;
-    bytes_.clear();
-    first_ = kNone;
-    return true;
-  }
-  void done(std::exception_ptr error) override {
-    const std::lock_guard lock(mutex_);
-    error_ = std::move(error);
-    ++done_;
-    changed_.notify_all();
-  }
-
-  // The bytes, or "error: " and the message up to " after ".
-  std::string wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return done_ > 0; });
-    EXPECT_EQ(done_, 1);
-    try {
-      if (error_) std::rethrow_exception(error_);
-    } catch (const std::exception& error) {
-      const std::string text = error.what();
-      return "error: " + text;
-    }
-    return bytes_;
-  }
-  TransportError transport_error() {
-    wait();
-    try {
-      if (error_) std::rethrow_exception(error_);
-    } catch (const TransportError& error) {
-      return error;
-    }
-    throw std::runtime_error("no transport error");
-  }
-
-  size_t room_nbytes = SIZE_MAX;  // that room() gives at once
-  size_t limit = SIZE_MAX;        // bytes that are wanted
-  bool can_restart = false;
-  int restarts = 0;
-
- private:
-  static constexpr uint64_t kNone = UINT64_MAX;
-  uint64_t first_ = kNone;
-  std::string buffer_;
-  std::string bytes_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int done_ = 0;
-  std::exception_ptr error_;
-};
-
-struct TestClient {
-  std::shared_ptr<ClientOptions> options = std::make_shared<ClientOptions>();
-  std::shared_ptr<TransportMetrics> metrics = std::make_shared<TransportMetrics>();
-  TestClient() {
-    options->backoff_s = 0.001;
-    options->retries = 3;
-    options->proxy = "";
-  }
-  std::shared_ptr<Source> open(const std::string& url) {
-    return open_http(make_plain_object(url, options), options, metrics);
-  }
-};
-
-TEST(Http, FirstRangeTellsTheSize) {
+TEST(Http, FirstAnswerTellsTheSize) {
   FaultServer server("0123456789");
   TestClient client;
   const auto source = client.open(server.url());
   EXPECT_EQ(source->nbytes(), std::nullopt);
-  TestSink sink;
-  source->start({2, 4}, sink);
-  EXPECT_EQ(sink.wait(), "2345");
+  TestSink first;
+  source->start({2, 4}, first);
+  EXPECT_EQ(first.wait(), "2345");
   EXPECT_EQ(source->nbytes(), 10);
-  EXPECT_EQ(server.ranges(), std::vector<std::string>{"bytes=2-5"});
+  TestSink second;
+  source->start({8, 99}, second);
+  EXPECT_EQ(second.wait(), "89");
+  TestSink suffix;
+  source->start({0, 3, true}, suffix);
+  EXPECT_EQ(suffix.wait(), "789");
+  TestSink outside;
+  source->start({10, 1}, outside);
+  EXPECT_EQ(outside.wait(), "");
+  EXPECT_EQ(server.ranges(), (Texts{"bytes=2-5", "bytes=8-9 if \"v1\"", "bytes=7-9 if \"v1\""}));
+  EXPECT_EQ(server.connections(), 1);
 }
 
-TEST(Http, ReadAllReadsAll) {
-  const std::string object(1'000'000, 'x');
+TEST(Http, EmptyObjectIsEmpty) {
+  for (const Range range : {Range{}, Range{0, 65536}, Range{0, 65536, true}}) {
+    FaultServer server("");
+    TestClient client;
+    const auto source = client.open(server.url());
+    TestSink sink;
+    source->start(range, sink);
+    EXPECT_EQ(sink.wait(), "");
+    EXPECT_EQ(source->nbytes(), 0);
+    EXPECT_EQ(server.requests().size(), 1);
+  }
+}
+
+TEST(Http, BodyOfUnknownLengthTellsTheSize) {
+  FaultServer server("0123456789", {{.chunked = true}});
+  TestClient client;
+  const auto source = client.open(server.url());
+  EXPECT_EQ(read_all(*source, 10), "0123456789");
+  EXPECT_EQ(source->nbytes(), 10);
+}
+
+TEST(Http, ReadAllRefusesMoreThanItsLimit) {
+  FaultServer server(make_object(100'000));
+  TestClient client;
+  EXPECT_EQ(read_all(*client.open(server.url()), 100'000), make_object(100'000));
+  EXPECT_THROW(read_all(*client.open(server.url()), 99'999), TransportError);
+}
+
+TEST(Http, RoomInSmallPiecesIsFilledInOrder) {
+  const std::string object = make_object(100'000);
   FaultServer server(object);
   TestClient client;
-  EXPECT_EQ(read_all(*client.open(server.url()), 1'000'000), object);
-  EXPECT_EQ(server.ranges(), std::vector<std::string>{"whole"});
+  TestSink sink;
+  sink.room_nbytes = 7;
+  client.open(server.url())->start({1, 99'000}, sink);
+  EXPECT_EQ(sink.wait(), object.substr(1, 99'000));
+}
+
+TEST(Http, SinkThatWantsNoMoreEndsTheReadEarly) {
+  const std::string object = make_object(1 << 20);
+  FaultServer server(object);
+  TestClient client;
+  const auto source = client.open(server.url());
+  TestSink sink;
+  sink.limit = 1;
+  sink.room_nbytes = 100;
+  source->start({}, sink);
+  EXPECT_EQ(sink.wait(), object.substr(0, 100));
+}
+
+TEST(Http, SmallRestIsReadToKeepTheConnection) {
+  FaultServer server(make_object(10'000), {{.ignore_range = true}});
+  TestClient client;
+  for (int i = 0; i < 3; ++i) {
+    TestSink sink;
+    client.open(server.url())->start({0, 100}, sink);
+    EXPECT_EQ(sink.wait(), make_object(100));
+  }
+  EXPECT_EQ(server.connections(), 1);
+}
+
+TEST(Http, WhatASinkThrowsComesBack) {
+  class ThrowingSink final : public TestSink {
+    MutableBytes room(uint64_t, size_t) override { throw FormatError("no such header"); }
+  };
+  FaultServer server("0123456789");
+  TestClient client;
+  ThrowingSink sink;
+  client.open(server.url())->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "error: no such header");
+}
+
+TEST(Http, SinkThatCanRestartReadsTheNewVersion) {
+  FaultServer server("0123456789", {{.reset_at = 3}, {.object = "ABCDEFGHIJ", .etag = "\"v2\""}});
+  TestClient client;
+  TestSink sink;
+  sink.can_restart = true;
+  const auto source = client.open(server.url());
+  source->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "CDEFGH");
+  EXPECT_EQ(sink.restarts, 1);
+  EXPECT_EQ(server.ranges(), (Texts{"bytes=2-7", "bytes=5-7 if \"v1\"", "bytes=2-7"}));
+}
+
+TEST(Http, ObjectThatChangesTwiceIsGivenUp) {
+  FaultServer server("0123456789", {{.reset_at = 3},
+                                    {.object = "ABCDEFGHIJ", .etag = "\"v2\""},
+                                    {.etag = "\"v2\"", .reset_at = 3},
+                                    {.object = "abcdefghij", .etag = "\"v3\""}});
+  TestClient client;
+  client.options->retries = 9;
+  TestSink sink;
+  sink.can_restart = true;
+  client.open(server.url())->start(kMiddle, sink);
+  EXPECT_NE(sink.wait().find("it changed while it was read"), std::string::npos);
+  EXPECT_EQ(sink.restarts, 1);
+}
+
+TEST(Http, ReadsOfOneSourceNeverMixVersions) {
+  FaultServer server("0123456789", {kGood, {.object = "ABCDEFGHIJ", .etag = "\"v2\""}});
+  TestClient client;
+  const auto source = client.open(server.url());
+  TestSink first;
+  source->start({0, 4}, first);
+  EXPECT_EQ(first.wait(), "0123");
+  TestSink second;
+  second.can_restart = true;
+  source->start({4, 4}, second);
+  EXPECT_NE(second.wait().find("it changed while it was read"), std::string::npos);
+  EXPECT_EQ(second.restarts, 0);
+  EXPECT_EQ(server.ranges(), (Texts{"bytes=0-3", "bytes=4-7 if \"v1\""}));
+}
+
+TEST(Http, ErrorsTellTheirKind) {
+  const auto kind = [](Step step) {
+    FaultServer server("0123456789", {step});
+    TestClient client;
+    client.options->stall_timeout_s = 0.05;
+    client.options->retries = 1;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const TransportError error = sink.transport_error();
+    return std::pair(error.kind(), error.http_status());
+  };
+  using Kind = TransportError::Kind;
+  EXPECT_EQ(kind({.status = "404 Not Found"}), std::pair(Kind::kNotFound, 404));
+  EXPECT_EQ(kind({.status = "410 Gone"}), std::pair(Kind::kNotFound, 410));
+  EXPECT_EQ(kind({.status = "401 Unauthorized"}), std::pair(Kind::kDenied, 401));
+  EXPECT_EQ(kind({.status = "403 Forbidden"}), std::pair(Kind::kDenied, 403));
+  EXPECT_EQ(kind({.status = "500 Internal Server Error"}), std::pair(Kind::kOther, 500));
+  EXPECT_EQ(kind({.stall_at = 3}), std::pair(Kind::kTimeout, 200));
+  EXPECT_EQ(kind({.reset_at = SIZE_MAX}), std::pair(Kind::kOther, 0));
+}
+
+TEST(Http, LongErrorBodiesAreCut) {
+  FaultServer server("", {{.status = "400 Bad Request", .error_body = std::string(1 << 20, 'x')}});
+  TestClient client;
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_NE(sink.wait().find("HTTP 400 (Bad Request) after 1 attempt"), std::string::npos);
+}
+
+TEST(Http, StallIsRetriedAndResumed) {
+  FaultServer server("0123456789", {{.stall_at = 4}, kGood});
+  TestClient client;
+  client.options->stall_timeout_s = 0.05;
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_EQ(sink.wait(), "0123456789");
+  EXPECT_EQ(server.ranges(), (Texts{"whole", "bytes=4-9 if \"v1\""}));
+  EXPECT_EQ(client.metrics->retries, 1);
+}
+
+TEST(Http, StallForEverIsATimeout) {
+  FaultServer server("0123456789", {{.stall_at = 0}});
+  TestClient client;
+  client.options->stall_timeout_s = 0.05;
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_NE(sink.wait().find(": stalled: no byte for 0.05 s after 3 attempts in 0."),
+            std::string::npos);
+}
+
+TEST(Http, DeadlineEndsAllAttempts) {
+  FaultServer server("0123456789", {{.stall_at = 4}});
+  TestClient client;
+  client.options->deadline_s = 0.1;
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_NE(sink.wait().find(": not done within the deadline of 0.1 s after 1 attempt in 0."),
+            std::string::npos);
+  EXPECT_EQ(sink.transport_error().kind(), TransportError::Kind::kTimeout);
+}
+
+TEST(Http, RetryAfterIsTheLeastDelay) {
+  const Step busy{.status = "503 Service Unavailable", .headers = "Retry-After: 1\r\n"};
+  for (const double retry_timeout_s : {0.9, 60.0}) {
+    FaultServer server("0123456789", {busy, kGood});
+    TestClient client;
+    client.options->retry_timeout_s = retry_timeout_s;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const std::string result = sink.wait();
+    if (retry_timeout_s < 1) {
+      EXPECT_NE(result.find("HTTP 503 (Service Unavailable) after 1 attempt"), std::string::npos);
+    } else {
+      EXPECT_EQ(result, "0123456789");
+    }
+  }
+}
+
+TEST(Http, RefusedConnectionSaysSo) {
+  int port = 0;
+  {
+    FaultServer server("");
+    port = server.port();
+  }
+  TestClient client;
+  TestSink sink;
+  client.open("http://me:pw@127.0.0.1:" + std::to_string(port) + "/x?token=s3cret")
+      ->start({}, sink);
+  const std::string text = sink.wait();
+  EXPECT_NE(text.find("/x: Connection refused ("), std::string::npos) << text;
+  EXPECT_NE(text.find(") after 3 attempts in 0."), std::string::npos) << text;
+  EXPECT_EQ(text.find("s3cret"), std::string::npos) << text;
+  EXPECT_EQ(text.find("pw"), std::string::npos) << text;
+}
+
+TEST(Http, UnknownHostSaysSo) {
+  TestClient client;
+  client.options->retries = 1;
+  TestSink sink;
+  client.open("http://no-such-host.invalid/x")->start({}, sink);
+  EXPECT_NE(sink.wait().find("http://no-such-host.invalid/x: the host name was not resolved ("),
+            std::string::npos);
+}
+
+TEST(Http, PlainUrlKeepsItsQueryAndHidesIt) {
+  FaultServer server("0123456789", {{.status = "404 Not Found"}});
+  TestClient client;
+  client.options->headers = {{"X-Mine", "1"}, {"X-Empty", ""}};
+  std::string url = server.url("/a/../b%2Fc?token=s3cret#fragment");
+  url.insert(sizeof "http://" - 1, "me:p%40w@");
+  TestSink sink;
+  client.open(url)->start({}, sink);
+  EXPECT_EQ(sink.wait().find("error: " + server.url("/a/../b%2Fc") + ": HTTP 404"), 0);
+  const FaultServer::Request request = server.requests().at(0);
+  EXPECT_EQ(request.target, "/a/../b%2Fc?token=s3cret");
+  EXPECT_EQ(request.authorization, "Basic bWU6cEB3");
+  EXPECT_EQ(request.accept_encoding, "identity");
+  EXPECT_NE(request.other.find("\r\nX-Mine: 1\r\n"), std::string::npos);
+  EXPECT_NE(request.other.find("\r\nX-Empty:\r\n"), std::string::npos);
+}
+
+TEST(Http, WrongUrlsAreRefusedWithoutTheirSecrets) {
+  const auto refusal = [](const std::string& url) -> std::string {
+    try {
+      make_plain_object(url, std::make_shared<ClientOptions>());
+    } catch (const ArgumentError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(refusal("http://host/a b"),
+            "expected a URL without spaces and control characters but found 0x20 at byte 13; "
+            "percent-encode it");
+  EXPECT_EQ(refusal("ftp://host/x"),
+            "expected a URL that begins with http:// or https:// but found \"ftp\"");
+  EXPECT_EQ(refusal("http:///x"), "expected a host in the URL but found none");
+  EXPECT_EQ(refusal("http://me:pw/rd@host/x").find("pw"), std::string::npos);
+  EXPECT_EQ(refusal("http://host:70000/x"),
+            "expected a port from 1 to 65535 in the URL but found another text");
+}
+
+TEST(Http, HeadersOfSeveralLinesAreRefused) {
+  auto options = std::make_shared<ClientOptions>();
+  options->headers = {{"X-Mine", "1\r\nX-Other: 2"}};
+  EXPECT_THROW(make_plain_object("http://host/x", options), ArgumentError);
+}
+
+Step redirect_to(const std::string& location, const std::string& status = "302 Found") {
+  return {.status = status, .headers = "Location: " + location + "\r\n"};
+}
+
+TEST(Http, RedirectOnTheSameHostKeepsTheHeaders) {
+  FaultServer server("0123456789", {redirect_to("../b/./y.npy?k=1"), kGood});
+  TestClient client;
+  client.options->headers = {{"Authorization", "Bearer s3cret"}};
+  TestSink sink;
+  client.open(server.url("/a/x.npy"))->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "234567");
+  EXPECT_EQ(server.requests().at(1).target, "/b/y.npy?k=1");
+  EXPECT_EQ(server.requests().at(1).authorization, "Bearer s3cret");
+  EXPECT_EQ(client.metrics->redirects, 1);
+  EXPECT_EQ(client.metrics->retries, 0);
+}
+
+TEST(Http, RedirectToAnotherHostCarriesNoSecrets) {
+  FaultServer other("0123456789");
+  FaultServer server("", {redirect_to(other.url("/y.npy?k=1"), "307 Temporary Redirect")});
+  TestClient client;
+  client.options->headers = {{"Authorization", "Bearer s3cret"}, {"X-Mine", "1"}};
+  TestSink sink;
+  client.open(server.url())->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "234567");
+  const FaultServer::Request request = other.requests().at(0);
+  EXPECT_EQ(request.target, "/y.npy?k=1");
+  EXPECT_EQ(request.range, "bytes=2-7");
+  EXPECT_EQ(request.accept_encoding, "identity");
+  EXPECT_EQ(request.authorization, "");
+  EXPECT_EQ(request.other.find("X-Mine"), std::string::npos);
+}
+
+TEST(Http, RedirectBackFromAnotherHostCarriesNoSecrets) {
+  FaultServer server("0123456789");
+  FaultServer other("", {redirect_to(server.url("/chosen-by-other"))});
+  FaultServer first("", {redirect_to(other.url())});
+  TestClient client;
+  client.options->headers = {{"Authorization", "Bearer s3cret"}};
+  TestSink sink;
+  client.open(first.url())->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "234567");
+  EXPECT_EQ(server.requests().at(0).authorization, "");
+}
+
+TEST(Http, FaultAfterARedirectBeginsAtTheFirstUrl) {
+  FaultServer other("0123456789", {{.reset_at = 2}, kGood});
+  FaultServer server("", {redirect_to(other.url())});
+  TestClient client;
+  TestSink sink;
+  client.open(server.url())->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "234567");
+  EXPECT_EQ(server.ranges(), (Texts{"bytes=2-7", "bytes=4-7 if \"v1\""}));
+  EXPECT_EQ(other.ranges(), (Texts{"bytes=2-7", "bytes=4-7 if \"v1\""}));
+}
+
+TEST(Http, EndlessRedirectsEnd) {
+  FaultServer server("", {redirect_to("/again")});
+  TestClient client;
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_NE(sink.wait().find("expected at most 10 redirects but found more"), std::string::npos);
+  EXPECT_EQ(server.requests().size(), 11);
+}
+
+TEST(Http, RedirectToAnotherSchemeIsRefused) {
+  for (const char* location : {"ftp://127.0.0.1/x?s3cret", "file:///etc/passwd", "//"}) {
+    FaultServer server("", {redirect_to(location)});
+    TestClient client;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const std::string text = sink.wait();
+    EXPECT_NE(text.find("HTTP 302 to a Location that cannot be followed"), std::string::npos)
+        << text;
+    EXPECT_EQ(text.find("s3cret"), std::string::npos) << text;
+  }
+}
+
+TEST(Http, RedirectFromHttpsToHttpIsRefused) {
+  FaultServer plain("0123456789");
+  FaultServer server("", {redirect_to(plain.url() + "?s3cret")}, true);
+  TestClient client;
+  client.options->ca_bundle = server.ca_bundle();
+  TestSink sink;
+  client.open(server.url())->start({}, sink);
+  EXPECT_NE(sink.wait().find("HTTP 302 from https to " + plain.url() + ", which is not followed"),
+            std::string::npos);
+  EXPECT_EQ(plain.requests().size(), 0);
+}
+
+// How S3 learns a bucket's region, for one.
+TEST(Http, ObjectDecidesWhatAnErrorMeans) {
+  class LearningObject final : public HttpObject {
+   public:
+    explicit LearningObject(std::string url) : url_(std::move(url)) {}
+    const std::string& name() const override { return name_; }
+    HttpRequest make_request(Headers headers) override {
+      headers.emplace_back("Authorization", region_);
+      return {url_, std::move(headers)};
+    }
+    Verdict judge(const HttpResponse& response) override {
+      region_ = response.header("x-amz-bucket-region");
+      return {Verdict::Action::kRetryNow, "wrong region"};
+    }
+    void accept(const HttpResponse& response) override {
+      accepted = std::string(response.header("x-amz-bucket-region"));
+    }
+    std::string accepted;
+
+   private:
+    const std::string name_ = "s3://b/k";
+    const std::string url_;
+    std::string region_ = "us-east-1";
+  };
+  FaultServer server("0123456789", {{.status = "301 Moved Permanently",
+                                     .headers = "x-AMZ-Bucket-Region: eu-west-1\r\n"},
+                                    {.headers = "x-amz-bucket-region: eu-west-1\r\n"}});
+  TestClient client;
+  client.options->retries = 1;
+  const auto object = std::make_shared<LearningObject>(server.url());
+  TestSink sink;
+  open_http(object, client.options, client.metrics)->start(kMiddle, sink);
+  EXPECT_EQ(sink.wait(), "234567");
+  EXPECT_EQ(server.requests().at(1).authorization, "eu-west-1");
+  EXPECT_EQ(object->accepted, "eu-west-1");
+
+  FaultServer stubborn("", {{.status = "301 Moved Permanently"}});
+  TestSink refused;
+  open_http(std::make_shared<LearningObject>(stubborn.url()), client.options, client.metrics)
+      ->start(kMiddle, refused);
+  EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in 0."),
+            0);
 }
 
 }  // namespace

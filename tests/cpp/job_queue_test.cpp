@@ -1,0 +1,111 @@
+#include "transport/job_queue.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+
+#include "transport/http.h"
+
+namespace torchnpy {
+namespace {
+
+class NamedJob final : public Job {
+ public:
+  NamedJob(std::shared_ptr<const EngineSettings> settings, std::string job_name)
+      : Job(std::move(settings), nullptr, nullptr), name(std::move(job_name)) {}
+  HttpRequest begin() override { return {}; }
+  bool head(std::string_view) override { return true; }
+  bool body(ByteView) override { return true; }
+  std::optional<double> ended(const ExchangeEnd&) override { return std::nullopt; }
+  void finish(std::exception_ptr) noexcept override {}
+  const std::string name;
+};
+
+std::shared_ptr<const EngineSettings> make_client(int max_in_flight, int io_threads) {
+  auto settings = std::make_shared<EngineSettings>();
+  settings->max_in_flight = max_in_flight;
+  settings->io_threads = io_threads;
+  return settings;
+}
+
+struct TestQueue {
+  JobQueue queue;
+  void push(const std::shared_ptr<const EngineSettings>& client, const std::string& names,
+            bool first = false) {
+    for (const char name : names) {
+      queue.push(std::make_unique<NamedJob>(client, std::string(1, name)), first);
+    }
+  }
+  // The names of the jobs that `reactor` gets until there is none.
+  std::string pop_all(size_t reactor) {
+    std::string names;
+    while (const std::unique_ptr<Job> job = queue.pop(reactor)) {
+      names += static_cast<const NamedJob&>(*job).name;
+    }
+    return names;
+  }
+};
+
+TEST(JobQueue, JobsOfOneClientStartInOrder) {
+  TestQueue test;
+  const auto client = make_client(9, 1);
+  test.push(client, "abc");
+  test.push(client, "r", true);
+  EXPECT_EQ(test.pop_all(0), "rabc");
+}
+
+TEST(JobQueue, ClientsTakeTurns) {
+  TestQueue test;
+  test.push(make_client(9, 1), "abc");
+  test.push(make_client(9, 1), "1");
+  test.push(make_client(9, 1), "xy");
+  EXPECT_EQ(test.pop_all(0), "a1xbyc");
+}
+
+TEST(JobQueue, ClientWaitsAtItsCapWhileOthersGoOn) {
+  TestQueue test;
+  test.push(make_client(2, 1), "abcd");
+  test.push(make_client(4, 1), "1234");
+  EXPECT_EQ(test.pop_all(0),
+            "a1"
+            "23");
+  test.queue.release(0);
+  EXPECT_EQ(test.pop_all(0), "4");
+  test.queue.release(0);
+  test.queue.release(0);
+  EXPECT_EQ(test.pop_all(0), "");
+  test.queue.release(0);
+  EXPECT_EQ(test.pop_all(0), "b");
+}
+
+TEST(JobQueue, LeastLoadedReactorTakesTheNextJob) {
+  TestQueue test;
+  test.push(make_client(9, 2), "abcd");
+  EXPECT_EQ(test.queue.takers(), std::vector<size_t>{0});
+  EXPECT_EQ(test.pop_all(1), "");
+  EXPECT_EQ(test.pop_all(0), "a");
+  EXPECT_EQ(test.queue.takers(), std::vector<size_t>{1});
+  EXPECT_EQ(test.pop_all(0), "");
+  EXPECT_EQ(test.pop_all(1), "b");
+  test.queue.release(1);
+  EXPECT_EQ(test.pop_all(1), "c");
+}
+
+TEST(JobQueue, ClientKeepsToItsReactors) {
+  TestQueue test;
+  test.push(make_client(9, 3), "x");
+  test.push(make_client(9, 1), "abc");
+  EXPECT_EQ(test.pop_all(0), "xabc");
+}
+
+TEST(JobQueue, ReactorsThatCannotStartAreNotWaitedFor) {
+  TestQueue test;
+  test.push(make_client(9, 4), "abc");
+  EXPECT_EQ(test.pop_all(0), "a");
+  test.queue.limit_reactors(1);
+  EXPECT_EQ(test.pop_all(0), "bc");
+}
+
+}  // namespace
+}  // namespace torchnpy
