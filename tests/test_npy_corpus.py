@@ -375,7 +375,8 @@ def assert_same(found: object, expected: object) -> None:
         for name, tensor in expected.items():
             assert_same(found[name], tensor)
         return
-    assert isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor)
+    assert isinstance(found, torch.Tensor)
+    assert isinstance(expected, torch.Tensor)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     # By bits: float8 has no equality, and a NaN is equal to itself here.
