@@ -128,7 +128,7 @@ class Client:
                 return
 
     def metrics(self) -> dict[str, int | float]:
-        """Counts since this client was made, by name: requests, retries, bytes received and so on."""
+        """Counts since this client was made, by name: requests, retries, bytes received..."""
         return {
             name: int(value) if value.is_integer() and not name.endswith("_s") else value
             for name, value in self._native.metrics().items()

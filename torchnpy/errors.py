@@ -1,4 +1,4 @@
-"""The exceptions of torchnpy. Each is made from one message, so that it survives a worker process."""
+"""The exceptions of torchnpy. Each is made from one message, so it survives a worker process."""
 
 
 class FormatError(ValueError):
@@ -10,7 +10,7 @@ class UnsupportedError(NotImplementedError, ValueError):
 
 
 class TransportError(OSError):
-    """An object could not be read: the message has its name, the status, the attempts and the time."""
+    """An object could not be read: the message has its name, status, attempts and time."""
 
 
 class ObjectNotFoundError(TransportError, FileNotFoundError):

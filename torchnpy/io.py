@@ -55,8 +55,8 @@ class NpyHeader(NamedTuple):
 def load_npy(data: Buffer, *, copy: bool = False, dtype: torch.dtype | None = None) -> Array:
     """Decodes the ``.npy`` in ``data`` without copying it.
 
-    The tensor keeps ``data`` alive and shares its memory, also that of immutable ``bytes``: write to
-    it only if nobody else reads them. A bytearray cannot be resized while the tensor lives. Data
+    The tensor keeps ``data`` alive and shares its memory, also that of immutable ``bytes``: write
+    to it only if nobody else reads them. A bytearray cannot be resized while the tensor lives. Data
     that is not aligned for its dtype, is big-endian, or holds bools other than 0 and 1 is copied.
 
     Args:
@@ -135,7 +135,7 @@ def load_rows(
     dtype: torch.dtype | None = None,
     client: Client | None = None,
 ) -> Array:
-    """Loads rows ``[start, stop)`` of the first axis, by the rules of slices; fetches only their bytes.
+    """Loads rows ``[start, stop)`` of the first axis, as slices do; fetches only their bytes.
 
     Raises:
         UnsupportedError: The array is in Fortran order, where rows do not lie together.
@@ -191,7 +191,7 @@ def _stream_name(stream: BinaryIO) -> str:
 
 
 def _read_more(stream: BinaryIO, data: bytearray, goal: int) -> None:
-    """Reads until ``data`` holds ``goal`` bytes or the stream ends; allocates as the bytes arrive."""
+    """Reads until ``data`` holds ``goal`` bytes or the stream ends; allocates as they arrive."""
     while len(data) < goal:
         chunk = stream.read(min(goal - len(data), _STREAM_CHUNK_NBYTES))
         if not chunk:
