@@ -57,7 +57,8 @@ class CMakeBuild(build_ext):
 
     @staticmethod
     def _cmake(*arguments: str) -> None:
-        subprocess.run(["cmake", *arguments], check=True)
+        if subprocess.run(["cmake", *arguments], check=False).returncode:
+            raise SystemExit(f"cmake {' '.join(arguments)}: failed, see above")
 
 
 setup(ext_modules=[Extension("torchnpy._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -88,7 +88,8 @@ std::optional<uint64_t> find_npy_data_offset(ByteView prefix);
 // Does not look at the data and accepts dtypes that cannot be loaded.
 NpyHeader parse_npy_header(ByteView bytes);
 
-// Throws FormatError unless `available` bytes of data hold the array.
+// Throws FormatError unless `available` bytes of data hold the array. Call check_npy_loadable
+// first: the data of objects is a pickle of any size.
 void check_npy_data(const NpyHeader& header, uint64_t available);
 
 // Throws UnsupportedError for a dtype with no tensor: objects, text, long double, and void

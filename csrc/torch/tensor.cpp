@@ -44,10 +44,10 @@ size_t swap_width(const Dtype& dtype) {
   }
 }
 
-at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, at::IntArrayRef sizes,
+at::Tensor tensor_over(c10::Storage storage, at::ScalarType type, at::IntArrayRef sizes,
                        at::IntArrayRef strides, int64_t storage_offset) {
   at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(
-      c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
       c10::scalarTypeToTypeMeta(type));
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, storage_offset);
   return tensor;
@@ -112,7 +112,8 @@ at::Tensor make_plain(const NpyHeader& header, c10::Storage storage, bool exclus
                        (dtype.type == ScalarType::kBool && !are_bools(bytes_of(storage)));
   if (misplaced || (foreign && !exclusive)) storage = copy_storage(storage);
   if (foreign) make_native(bytes_of(storage), dtype);
-  return tensor_over(storage, type, sizes, make_strides(sizes, header.fortran_order, 1), 0);
+  return tensor_over(std::move(storage), type, sizes, make_strides(sizes, header.fortran_order, 1),
+                     0);
 }
 
 // One field of an array of records: shape of the array, then of the field.

@@ -349,11 +349,14 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
 }
 
 void Reactor::begin_exchange(Slot& slot) {
+  // What is thrown is not held here any more when finish() hands it to another thread.
+  std::exception_ptr error;
   try {
     apply_request(slot, slot.job->begin());
   } catch (...) {
-    return end_job(slot, std::current_exception());
+    error = std::current_exception();
   }
+  if (error) return end_job(slot, std::move(error));
   slot.detail[0] = '\0';
   slot.sent = false;
   slot.stopped = false;
@@ -388,12 +391,14 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   end.connections_opened = static_cast<uint64_t>(connections);
   end.first_byte_us = static_cast<uint64_t>(first_byte_us);
   std::optional<double> again_s;
+  std::exception_ptr error;
   try {
     again_s = slot.job->ended(end);
   } catch (...) {
-    return end_job(slot, std::current_exception());
+    error = std::current_exception();
   }
-  if (!again_s) return end_job(slot, nullptr);
+  end.thrown = nullptr;
+  if (!again_s) return end_job(slot, std::move(error));
   if (*again_s <= 0) return begin_exchange(slot);
   delayed_.push_back({now_ + to_duration(*again_s), std::move(slot.job)});
   idle_.push_back(&slot);

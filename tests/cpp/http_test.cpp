@@ -210,16 +210,21 @@ TEST(Http, DeadlineEndsAllAttempts) {
   EXPECT_EQ(sink.transport_error().kind(), TransportError::Kind::kTimeout);
 }
 
-TEST(Http, RetryAfterIsAwaited) {
-  FaultServer server(
-      "0123456789",
-      {{.status = "503 Service Unavailable", .headers = "Retry-After: 1\r\n"}, kGood});
-  TestClient client;
-  client.options->retry_timeout_s = 0.9;
-  TestSink refused;
-  client.open(server.url())->start({}, refused);
-  EXPECT_NE(refused.wait().find("HTTP 503"), std::string::npos);
-  EXPECT_EQ(server.requests().size(), 1);
+TEST(Http, RetryAfterIsTheLeastDelay) {
+  const Step busy{.status = "503 Service Unavailable", .headers = "Retry-After: 1\r\n"};
+  for (const double retry_timeout_s : {0.9, 60.0}) {
+    FaultServer server("0123456789", {busy, kGood});
+    TestClient client;
+    client.options->retry_timeout_s = retry_timeout_s;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const std::string result = sink.wait();
+    if (retry_timeout_s < 1) {
+      EXPECT_NE(result.find("HTTP 503 (Service Unavailable) after 1 attempt"), std::string::npos);
+    } else {
+      EXPECT_EQ(result, "0123456789");
+    }
+  }
 }
 
 TEST(Http, RefusedConnectionSaysSo) {

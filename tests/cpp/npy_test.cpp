@@ -67,8 +67,8 @@ TEST(FindNpyDataOffset, WrongMagicShowsAtOnce) {
 }
 
 TEST(FindNpyDataOffset, LongestHeaderIsFine) {
-  EXPECT_EQ(parse(header_text("'<f4'") + std::string(10000 - 60, ' ')).data_offset, 10010U);
-  EXPECT_EQ(parse(header_text("'<f4'") + std::string(10000 - 60, ' '), 3).data_offset, 10012U);
+  EXPECT_EQ(parse(header_text("'<f4'") + std::string(10000 - 59, ' ')).data_offset, 10010U);
+  EXPECT_EQ(parse(header_text("'<f4'") + std::string(10000 - 59, ' '), 3).data_offset, 10012U);
 }
 
 struct Row {
@@ -124,8 +124,9 @@ const Row kCorpus[] = {
      "4611686018427387907)` at byte 60;"},
     {"ZeroHidesNothing", with_shape("(0, 4611686018427387904)"), 1,
      "expected a shape of at most 9223372036854775807 bytes of float32 but"},
-    {"Dimensions", with_shape("(1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
-                              "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1)"),
+    {"Dimensions",
+     with_shape("(1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,"
+                "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1)"),
      1, "expected at most 64 dimensions but found 65 at byte 60;"},
     {"Deep", std::string(201, '('), 1, "expected at most 200 nested brackets but found one more"},
     {"Utf8", with_shape("()") + "#\xed\xa0\x80", 3, "expected UTF-8 but found `\\xed` at byte 68;"},
@@ -142,7 +143,7 @@ const Row kCorpus[] = {
     {"SecondTitle", header_text("[(('t', 'a'), 'f4'), ('t', 'f4')]"), 1,
      "expected each name and title of a field once but found `'t'` at byte 42;"},
     {"SubarrayOfTooManyBytes", header_text("[('a', '<f4', (536870912,))]"), 1,
-     "expected an element of at most 2147483647 bytes but found `'<f4'` at byte 26;"},
+     "expected an element of at most 2147483647 bytes but found `'<f4'` at byte 27;"},
 };
 
 INSTANTIATE_TEST_SUITE_P(Corpus, BadHeader, testing::ValuesIn(kCorpus),
@@ -161,9 +162,9 @@ TEST(ParseNpyHeader, TruncationSaysHowManyBytes) {
   EXPECT_EQ(error(6),
             "expected 10 bytes of magic, version and header length but found 6; the file is "
             "truncated");
-  EXPECT_EQ(error(69),
-            "expected 70 bytes up to the end of the header but found 69; the file is truncated");
-  EXPECT_EQ(error(70), "no error");
+  EXPECT_EQ(error(68),
+            "expected 69 bytes up to the end of the header but found 68; the file is truncated");
+  EXPECT_EQ(error(69), "no error");
 }
 
 TEST(ParseNpyHeader, EachSpellingIsTheSameHeader) {
