@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -83,22 +82,6 @@ def test_python_and_the_ops_share_one_default_client(server: ObjectServer) -> No
         assert client.metrics()["requests"] == 2
     finally:
         tnp.set_default_client(before)
-
-
-def test_only_the_library_holds_the_engine() -> None:
-    (library,) = PACKAGE.rglob("libtorchnpy.so")
-    (module,) = PACKAGE.rglob("_C*.so")
-
-    def needed(path: Path) -> str:
-        return subprocess.run(
-            ["readelf", "-d", path], capture_output=True, text=True, check=True
-        ).stdout
-
-    assert "libcurl" in needed(library)
-    assert "libcurl" not in needed(module)
-    assert "libtorchnpy.so" in needed(module)
-    assert "libpython" not in needed(library) + needed(module)
-    assert "libtorch_python" not in needed(library)
 
 
 def test_the_public_names_have_docs() -> None:

@@ -373,9 +373,10 @@ DNS_SCRIPTS = {
 
 def can_unshare() -> bool:
     commands = shutil.which("unshare"), shutil.which("ip")
-    return None not in commands and not subprocess.run(
-        ["unshare", "-mn", "true"], capture_output=True
-    ).returncode
+    return (
+        None not in commands
+        and not subprocess.run(["unshare", "-mn", "true"], capture_output=True).returncode
+    )
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs root, to make a network of its own")
