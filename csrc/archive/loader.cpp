@@ -190,7 +190,8 @@ struct NpyLoader::State final : Sink {
     }
     const MutableBytes wanted = destination.room(offset, want);
     if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
-    scratch.resize(std::min<size_t>(want, kFirstReadNbytes));
+    const uint64_t unwanted_end = offset < destination.begin ? destination.begin : kFirstReadNbytes;
+    scratch.resize(std::min<uint64_t>(want, unwanted_end - offset));
     return scratch;
   }
 

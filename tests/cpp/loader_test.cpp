@@ -173,6 +173,16 @@ TEST_F(LoaderTest, RowsFetchOnlyTheirBytes) {
   EXPECT_EQ(3000u, source_->reads[1].nbytes);
 }
 
+TEST_F(LoaderTest, RowsInTheFirstReadTakeNoOther) {
+  const std::string file = make_npy(100, 100);
+  for (const size_t chunk : {100, 1000, 16384}) {
+    make_source(file)->chunk_nbytes = chunk;
+    EXPECT_EQ("", load_rows(50, 53));
+    EXPECT_EQ(file.substr(kHeaderNbytes + 5000, 300), data()) << chunk;
+    EXPECT_EQ(1u, source_->reads.size());
+  }
+}
+
 TEST_F(LoaderTest, RowsFollowTheRulesOfSlices) {
   const std::string file = make_npy(100, 10);
   struct Row {
