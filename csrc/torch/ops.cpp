@@ -70,7 +70,7 @@ at::Tensor decode_op(const at::Tensor& data) {
     if (!part.empty()) std::memcpy(memory.bytes.data(), part.data(), part.size());
     return allocator.take();
   };
-  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), std::string(kBytesName));
+  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), kBytesName);
 }
 
 }  // namespace
