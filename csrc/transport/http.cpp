@@ -64,6 +64,12 @@ bool HttpSource::unpin(bool pinned) {
   return true;
 }
 
+void HttpSource::forget() {
+  const std::lock_guard lock(process_mutex());
+  version_ = nullptr;
+  pinned_reads_ = 0;
+}
+
 void HttpSource::start(Range range, Sink& sink) {
   const std::optional<uint64_t> known = nbytes();
   const bool is_empty = range.nbytes == 0 || (known && (*known == 0 || range.offset >= *known));

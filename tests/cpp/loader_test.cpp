@@ -157,6 +157,30 @@ TEST_F(LoaderTest, ChangedObjectIsReadAnewFromTheStart) {
   EXPECT_EQ(file.substr(kHeaderNbytes), data());
 }
 
+TEST_F(LoaderTest, ObjectThatChangesBetweenPartsIsLoadedAnewOnce) {
+  const auto changed =
+      std::make_exception_ptr(TransportError("memory: changed", TransportError::Kind::kChanged));
+  const std::string later = make_npy(2000, 300);
+  make_source(make_npy(1000, 300))->fault = changed;
+  source_->changes_to = later;
+  EXPECT_EQ("", load());
+  EXPECT_EQ(later.substr(kHeaderNbytes), data());
+
+  struct EverChanging final : Source {
+    std::string name_ = "memory";
+    std::exception_ptr error;
+    const std::string& name() const override { return name_; }
+    std::optional<uint64_t> nbytes() const override { return std::nullopt; }
+    std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
+    void start(Range, Sink& sink) override { sink.done(error); }
+    void cancel(Sink&) override {}
+  };
+  auto source = std::make_shared<EverChanging>();
+  source->error = changed;
+  NpyLoader loader(source, heap_allocator());
+  EXPECT_EQ("memory: changed", run(loader));
+}
+
 TEST_F(LoaderTest, FaultInAPartEndsTheLoad) {
   make_source(make_npy(1000, 300))->fault = std::make_exception_ptr(TransportError("memory: gone"));
   EXPECT_EQ("memory: gone", load());
