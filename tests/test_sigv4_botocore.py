@@ -17,6 +17,7 @@ import botocore.credentials
 import numpy as np
 import pytest
 import torch
+
 import torchnpy
 
 ACCESS_KEY = "AKIDEXAMPLE"

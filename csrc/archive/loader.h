@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -21,9 +22,9 @@ namespace torchnpy {
 class Allocator {
  public:
   virtual ~Allocator() = default;
-  // Memory for `nbytes` of data of the array that `header` describes; alignment at least
-  // 16. May be called on an I/O thread. Throws what shall end the load.
-  virtual OwnedBytes allocate(const NpyHeader& header, uint64_t nbytes) = 0;
+  // Memory for `nbytes`, alignment at least 16. Called once a load, or again when it starts
+  // anew; may be called on an I/O thread. Throws what shall end the load.
+  virtual OwnedBytes allocate(uint64_t nbytes) = 0;
 };
 
 // Plain memory, aligned to 64.
@@ -41,12 +42,72 @@ class Loader {
   // The reads that are needed now, to be started at once; an empty list: done. Called again
   // when all reads given out have ended without an error. Throws what ends the load.
   virtual std::vector<Read> next() = 0;
-  // The first error among the reads given out; empty while there is none.
-  virtual std::exception_ptr error() const = 0;
 };
 
-// Runs any number of loaders at once and waits; the results are in the loaders. Elements of
-// the answer: what ended that load, nullptr for one that is done. With `fail_fast` the first
-// failure ends the others (InterruptedError). Throws InterruptedError itself when the
-// waiting thread was interrupted, after no read can write to memory any more.
+// Runs any number of loaders at once and waits; the results are in the loaders. Element i of
+// the answer is what ended loader i, nullptr when it is done. With `fail_fast` the first
+// failure ends the others (their element is an InterruptedError). Throws InterruptedError
+// itself when the waiting thread was interrupted. Either way no read can write to memory
+// any more when it returns.
 std::vector<std::exception_ptr> load_all(std::span<Loader* const> loaders, bool fail_fast = true);
+
+// load_all() for one.
+void load_one(Loader& loader);
+
+// Rows [start, stop) of the first axis, as Python slices them: negative ones count from the
+// end, and what lies outside is cut off.
+struct RowSlice {
+  int64_t start = 0;
+  int64_t stop = std::numeric_limits<int64_t>::max();
+};
+
+struct NpyLoadOptions {
+  bool header_only = false;
+  std::optional<RowSlice> rows;
+  bool allow_void = false;  // the caller will say what the bits of a void dtype are
+  uint64_t part_nbytes =
+      8 << 20;  // what lies beyond the first read comes in parts of so many bytes
+};
+
+// The first read of every object: the header, and all of a small array.
+inline constexpr uint64_t kFirstReadNbytes = 64 << 10;
+
+// Loads one .npy: first 64 KiB -> header -> destination -> the rest, in parts, into it. A
+// source that offers a view is not copied, however its data is aligned.
+class NpyLoader final : public Loader {
+ public:
+  // `allocator` must outlive the loader.
+  NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLoadOptions options = {});
+  ~NpyLoader() override;
+  Source& source() override;
+  std::vector<Read> next() override;
+
+  // When done. With `rows` the shape, count and nbytes are those of the slice.
+  NpyHeader& header();
+  // The array's bytes as stored: byte order not changed.
+  OwnedBytes& data();
+  // True when data() shares the source's memory, false when the allocator gave it.
+  bool is_view() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Loads bytes [offset, offset + nbytes) of any object; to its end with Range::kToEnd.
+// FormatError when the object is shorter.
+class BytesLoader final : public Loader {
+ public:
+  BytesLoader(std::shared_ptr<Source> source, Allocator& allocator, uint64_t offset,
+              uint64_t nbytes = Range::kToEnd, uint64_t part_nbytes = 8 << 20);
+  ~BytesLoader() override;
+  Source& source() override;
+  std::vector<Read> next() override;
+  OwnedBytes& data();  // when done
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace torchnpy

@@ -63,20 +63,6 @@ uint16_t Cursor::read_u16() { return read_integer<uint16_t>(*this); }
 uint32_t Cursor::read_u32() { return read_integer<uint32_t>(*this); }
 uint64_t Cursor::read_u64() { return read_integer<uint64_t>(*this); }
 
-bool checked_add(uint64_t a, uint64_t b, uint64_t* result) {
-  uint64_t sum;
-  if (__builtin_add_overflow(a, b, &sum)) return false;
-  *result = sum;
-  return true;
-}
-
-bool checked_multiply(uint64_t a, uint64_t b, uint64_t* result) {
-  uint64_t product;
-  if (__builtin_mul_overflow(a, b, &product)) return false;
-  *result = product;
-  return true;
-}
-
 void swap_bytes(MutableBytes bytes, size_t width) {
   switch (width) {
     case 2: return swap_units<uint16_t>(bytes);

@@ -49,8 +49,18 @@ class Cursor {
 };
 
 // False, and *result untouched, when the result does not fit.
-[[nodiscard]] bool checked_add(uint64_t a, uint64_t b, uint64_t* result);
-[[nodiscard]] bool checked_multiply(uint64_t a, uint64_t b, uint64_t* result);
+[[nodiscard]] inline bool checked_add(uint64_t a, uint64_t b, uint64_t* result) {
+  uint64_t sum;
+  if (__builtin_add_overflow(a, b, &sum)) return false;
+  *result = sum;
+  return true;
+}
+[[nodiscard]] inline bool checked_multiply(uint64_t a, uint64_t b, uint64_t* result) {
+  uint64_t product;
+  if (__builtin_mul_overflow(a, b, &product)) return false;
+  *result = product;
+  return true;
+}
 
 // Reverses the bytes of each `width`-byte unit (2, 4 or 8) in place.
 void swap_bytes(MutableBytes bytes, size_t width);

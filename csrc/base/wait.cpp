@@ -1,5 +1,8 @@
 #include "base/wait.h"
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <thread>
 
@@ -26,6 +29,14 @@ void count(int64_t change) {
   } while (!waiting.compare_exchange_weak(seen, wanted));
 }
 
+bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
+
+// Leaves the scope and stays here until the process is gone.
+[[noreturn]] void park() {
+  count(-1);
+  for (;;) pause();
+}
+
 }  // namespace
 
 void set_interrupt_check(InterruptCheck check) { interrupt_check = check; }
@@ -39,16 +50,16 @@ void end_waits() {
 
 WaitScope::WaitScope() {
   count(+1);
-  if (ended) {
-    count(-1);
-    throw InterruptedError("interrupted: the process is ending");
-  }
+  if (!ended) return;
+  if (!is_main_thread()) park();
+  count(-1);
+  throw TransportError("expected to load before the process ends but it is ending");
 }
 
 WaitScope::~WaitScope() { count(-1); }
 
 bool WaitScope::must_stop() {
-  if (ended) return true;
+  if (ended) park();
   const InterruptCheck check = interrupt_check;
   return check != nullptr && check();
 }

@@ -12,15 +12,16 @@ namespace torchnpy {
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);
 
-// Ends all waits: each wait() returns false from now on, also later ones; returns when no
-// thread is inside a WaitScope. For the end of the process. Not inherited by a forked child
-// that was forked before.
+// For the end of the process: threads that wait never go on from now on, so that none of them
+// returns into an interpreter that is being torn down; nor do threads that begin to wait,
+// except the main one, which gets an error. Returns when no thread is inside a WaitScope
+// any more. What I/O writes to stays valid: the stacks of those threads are kept.
 void end_waits();
 
 // Registers the calling thread as waiting for as long as it lives.
 class WaitScope {
  public:
-  // Throws InterruptedError after end_waits().
+  // Throws TransportError on the main thread after end_waits().
   WaitScope();
   ~WaitScope();
   WaitScope(const WaitScope&) = delete;

@@ -74,19 +74,22 @@ struct NpyHeader {
   uint64_t nbytes = 0;       // bytes of data; checked
 };
 
-inline constexpr uint64_t kMaxHeaderNbytes = 10000;  // numpy's max_header_size
-inline constexpr size_t kMaxDims = 64;               // numpy's NPY_MAXDIMS, and torch's
+inline constexpr uint64_t kMaxHeaderChars = 10000;  // numpy's max_header_size
+// A header of version 3.0 is UTF-8, up to 4 bytes a character.
+inline constexpr uint64_t kMaxHeaderNbytes = 4 * kMaxHeaderChars;
+inline constexpr size_t kMaxDims = 64;  // numpy's NPY_MAXDIMS, and torch's
 
 // Where the data starts, once `prefix` is long enough to tell (10 bytes for version 1.0,
-// 12 for the others); empty while it is not. Throws FormatError for a wrong magic, an
-// unknown version or a header longer than kMaxHeaderNbytes, as soon as the bytes show it.
+// 12 for the others); empty while it is not. At most 12 + kMaxHeaderNbytes. Throws FormatError
+// for a wrong magic, an unknown version or too long a header, as soon as the bytes show it.
 std::optional<uint64_t> find_npy_data_offset(ByteView prefix);
 
 // Parses the header at the front of `bytes`, which may go on beyond it. Throws FormatError.
 // Does not look at the data and accepts dtypes that cannot be loaded.
 NpyHeader parse_npy_header(ByteView bytes);
 
-// Throws FormatError unless `available` bytes of data hold the array.
+// Throws FormatError unless `available` bytes of data hold the array. Call check_npy_loadable
+// first: the data of objects is a pickle of any size.
 void check_npy_data(const NpyHeader& header, uint64_t available);
 
 // Throws UnsupportedError for a dtype with no tensor: objects, text, long double, and void

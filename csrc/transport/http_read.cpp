@@ -234,6 +234,8 @@ bool HttpRead::accept_whole() {
         "expected HTTP 206 but found HTTP 200 of unknown length; the server cannot read from the "
         "end of the object");
   }
+  // The rest comes anyway: a sink that wants it need not ask again, for the whole object again.
+  if (ranged_) end_ = length.value_or(Range::kToEnd);
   skip_nbytes_ = position_;
   expected_nbytes_ = length;
   if (position_ >= end_) complete_ = true;

@@ -1,0 +1,143 @@
+# Each target does the set-up that it needs; steps that are done are not done again.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# The interpreter that makes .venv.
+PYTHON ?= python3
+# The package index of torch, such as that of its CPU builds; empty: pip's own.
+TORCH_INDEX_URL ?=
+# Further arguments for the program of `make demo` and the pytest of `make test`.
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+# What runs under AddressSanitizer with torch.
+ASAN_TESTS ?= tests/test_lifetimes.py
+# For each fuzz target.
+FUZZ_SECONDS ?= 600
+FUZZ_CLANG ?= $(shell for v in 16 17 18 19 20; do \
+  command -v clang++-$$v >/dev/null && echo $$v && exit; done; echo 16)
+# Files beginning with _ are not benchmarks but what they share.
+BENCHMARKS ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+STEP := tools/step
+PIP := .venv/bin/pip install --disable-pip-version-check
+CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
+CMAKE := cmake -G Ninja -S .
+CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
+
+.PHONY: help demo test lint asan tsan fuzz bench clean
+help:
+	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
+	@echo "make test   all tests of C++ and Python"
+	@echo "make lint   clang-format, ruff, mypy"
+	@echo "make asan   C++ tests under AddressSanitizer and UBSan, lifetimes with torch under ASan"
+	@echo "make tsan   C++ tests under ThreadSanitizer"
+	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
+	@echo "make bench  the measurements against other libraries"
+	@echo "make clean  removes what was built; .venv stays"
+
+demo: compile packages-demo
+	@.venv/bin/python examples/train_digits.py $(DEMO_ARGS)
+
+test: compile compile-tests packages-demo packages-test
+	@build/cmake/npy_core_test --gtest_brief=1
+	@.venv/bin/pytest $(PYTEST_ARGS)
+
+lint: torch packages-lint
+	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+asan: compile-asan compile-asan-python packages-demo packages-test
+	@build/asan/npy_core_test --gtest_brief=1
+	@tools/asan_pytest build/asan-python/site $(ASAN_TESTS)
+
+# Without address randomisation where that is allowed: ThreadSanitizer of GCC 12 needs a
+# layout that newer kernels do not give.
+tsan: compile-tsan
+	@fixed=; if setarch -R true 2>/dev/null; then fixed="setarch -R"; fi; \
+	$$fixed build/tsan/npy_core_test --gtest_brief=1
+
+fuzz: compile-fuzz
+	@for source in tests/fuzz/*.cpp; do \
+	  target=$$(basename $$source .cpp); corpus=build/fuzz/corpus/$$target; seeds=tests/fuzz/corpus/$$target; \
+	  mkdir -p $$corpus; \
+	  printf 'Fuzzing %s for %d s ... ' $$target $(FUZZ_SECONDS); \
+	  if ! build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 \
+	    -artifact_prefix=build/fuzz/$$target- $$corpus $$([ -d $$seeds ] && echo $$seeds) \
+	    >build/fuzz/$$target.log 2>&1 </dev/null; then \
+	    echo "failed; the end of build/fuzz/$$target.log:"; tail -n 60 build/fuzz/$$target.log; exit 1; \
+	  fi; \
+	  tail -n 1 build/fuzz/$$target.log; \
+	done
+
+bench: compile packages-bench
+	@tools/system bench
+	@for script in $(BENCHMARKS); do echo "$$script"; .venv/bin/python $$script; done
+
+clean:
+	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share torchnpy/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find torchnpy tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# The set-up.
+.PHONY: system venv torch compile compile-tests compile-asan compile-asan-python compile-tsan \
+  compile-fuzz
+system:
+	@tools/system build $(PYTHON)
+
+# The file .made tells later steps that theirs went with an earlier .venv.
+venv: system
+	@$(STEP) venv "Making the virtual environment .venv" --makes .venv/.made -- \
+	  bash -c '{ [ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv; } && date +%s%N >.venv/.made'
+
+torch: venv
+	@$(STEP) torch "Installing PyTorch" .venv/.made -- \
+	  $(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $$(.venv/bin/python tools/requirements torch)
+	@$(STEP) packages-build "Installing the Python packages for building" .venv/.made -- \
+	  $(PIP) $$(.venv/bin/python tools/requirements build)
+
+packages-%: torch
+	@$(STEP) $@ "Installing the Python packages for $*" .venv/.made -- \
+	  $(PIP) $$(.venv/bin/python tools/requirements $*)
+
+compile: torch
+	@$(STEP) compile "Compiling torchnpy (a few minutes the first time)" \
+	  --makes torchnpy/lib/libtorchnpy.so .venv/.made csrc cmake CMakeLists.txt setup.py pyproject.toml -- \
+	  $(PIP) -v --no-build-isolation --no-deps --editable .
+
+compile-tests: compile
+	@$(STEP) compile-tests "Compiling the C++ tests" --makes build/cmake/npy_core_test $(CORE) tests/cpp -- \
+	  bash -c 'cmake -DTORCHNPY_TESTS=ON build/cmake && cmake --build build/cmake --target npy_core_test'
+
+compile-asan: system
+	@$(STEP) compile-asan "Compiling the C++ tests with AddressSanitizer and UBSan" \
+	  --makes build/asan/npy_core_test $(CORE) tests/cpp -- \
+	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_CORE_ONLY=ON -DTORCHNPY_TESTS=ON \
+	    -DTORCHNPY_SANITIZE=address,undefined && cmake --build build/asan'
+
+compile-tsan: system
+	@$(STEP) compile-tsan "Compiling the C++ tests with ThreadSanitizer" \
+	  --makes build/tsan/npy_core_test $(CORE) tests/cpp -- \
+	  bash -c '$(CMAKE) -B build/tsan -DTORCHNPY_CORE_ONLY=ON -DTORCHNPY_TESTS=ON \
+	    -DTORCHNPY_SANITIZE=thread && cmake --build build/tsan'
+
+compile-asan-python: torch
+	@$(STEP) compile-asan-python "Compiling torchnpy with AddressSanitizer" \
+	  --makes build/asan-python/site/torchnpy/lib/libtorchnpy.so \
+	  .venv/.made csrc cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
+	  bash -c '$(CMAKE) -B build/asan-python -DTORCHNPY_SANITIZE=address \
+	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \
+	      -DCMAKE_PREFIX_PATH=$$(.venv/bin/python -c "import torch.utils as u; print(u.cmake_prefix_path)") && \
+	    cmake --build build/asan-python && \
+	    rm -rf build/asan-python/site && mkdir build/asan-python/site && cp -r torchnpy build/asan-python/site && \
+	    cmake --install build/asan-python --prefix build/asan-python/site/torchnpy'
+
+compile-fuzz: system
+	@tools/system fuzz $(FUZZ_CLANG)
+	@$(STEP) compile-fuzz "Compiling the fuzz targets" $(CORE) tests/fuzz -- \
+	  bash -c '$(CMAKE) -B build/fuzz -DTORCHNPY_CORE_ONLY=ON -DTORCHNPY_FUZZ=ON \
+	    -DCMAKE_CXX_COMPILER=clang++-$(FUZZ_CLANG) -DTORCHNPY_SANITIZE=address,undefined && \
+	    cmake --build build/fuzz'

@@ -1,0 +1,243 @@
+"""What the benchmarks share: fair timing, the machine's description, the JSON of results.
+
+A row is one piece of work, done by several contenders in turn: us, the peers, and the limit, a
+program written by hand that does only that work. Rounds are interleaved, so that a disturbance
+hits all; the best round counts.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "benchmarks"
+PACKAGES = (
+    "torchnpy",
+    "torch",
+    "numpy",
+    "spdl_io",
+    "safetensors",
+    "tensorstore",
+    "obstore",
+    "s3torchconnector",
+    "boto3",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round. A contender that is a program of its own returns what it measured itself."""
+
+    seconds: float
+    cpu_s: float  # of all threads
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    role: str  # "ours", "peer" or "limit"
+    # Imports and connects, and returns the function that does the work once. What it raises
+    # makes a peer or a limit absent, with that reason; of us it is an error.
+    make: Callable[[], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    title: str
+    unit: str  # "us", "ms": time of one call; else a rate, `amount` of it in one call
+    contenders: Sequence[Contender]
+    amount: float = 1
+    check: Callable[[object], None] | None = None  # raises when the work was done wrong
+    calls_s: float = 0  # calls are repeated within a round until it takes so long
+
+
+@dataclass
+class Entry:
+    name: str
+    role: str
+    value: float  # of the best round, in the row's unit
+    values: list[float]
+    cpu_s: float  # for one call, in the best round
+
+
+@dataclass
+class Result:
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    entries: list[Entry] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def parse_args(description: str, name: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, help="the best counts [7; with --quick 2]")
+    parser.add_argument("--quick", action="store_true", help="less work: does it run at all?")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="only these rows")
+    parser.add_argument("--output", type=Path, help="[benchmarks/results; with --quick build]")
+    args = parser.parse_args()
+    args.rounds = args.rounds or (2 if args.quick else 7)
+    args.name = name
+    if args.output is None:
+        folder = BUILD if args.quick else ROOT / "benchmarks" / "results"
+        args.output = folder / f"{name}.json"
+    return args
+
+
+def run(rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """Measures the rows, prints them, and writes the JSON."""
+    machine = describe_machine()
+    results = []
+    for row in rows:
+        if args.rows and row.name not in args.rows:
+            continue
+        result = measure(row, args.rounds)
+        print_result(result)
+        results.append(asdict(result))
+    document = {"benchmark": args.name, "quick": args.quick, "rounds": args.rounds}
+    document |= {"machine": machine, "rows": results}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"wrote {args.output}")
+
+
+def measure(row: Row, rounds: int) -> Result:
+    result = Result(row.name, row.title, row.unit, higher_is_better=row.unit not in ("us", "ms"))
+    ready: list[tuple[Contender, Callable[[], object], int]] = []
+    for contender in row.contenders:
+        try:
+            work = contender.make()
+            ready.append((contender, work, prepare(row, work)))
+        except Exception as error:
+            if contender.role == "ours":
+                raise
+            result.absent[contender.name] = f"{type(error).__name__}: {error}"[:300]
+
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender, _, _ in ready}
+    with tqdm(total=rounds * len(ready), desc=row.name, leave=False) as progress:
+        for _ in range(rounds):
+            for contender, work, calls in ready:
+                progress.set_postfix_str(contender.name)
+                samples[contender.name].append(time_calls(work, calls))
+                progress.update()
+    for contender, _, _ in ready:
+        taken = samples[contender.name]
+        best = min(taken, key=lambda sample: sample.seconds)
+        values = [in_unit(row, sample.seconds) for sample in taken]
+        entry = Entry(
+            contender.name, contender.role, in_unit(row, best.seconds), values, best.cpu_s
+        )
+        result.entries.append(entry)
+    return result
+
+
+def prepare(row: Row, work: Callable[[], object]) -> int:
+    """Warms up, checks what the work returns, and says how many calls make a round."""
+    outcome = work()
+    if row.check and not isinstance(outcome, Sample):
+        row.check(outcome)
+    del outcome
+    calls = 1
+    while row.calls_s and (sample := time_calls(work, calls)).seconds * calls < row.calls_s / 2:
+        calls = max(calls * 2, int(row.calls_s / sample.seconds))
+    return calls
+
+
+def time_calls(work: Callable[[], object], calls: int) -> Sample:
+    """Of one call, on average. What the work returns is freed after the clock has stopped."""
+    repeats = range(calls - 1)
+    gc.collect()
+    gc.disable()
+    try:
+        cpu, start = cpu_seconds(), time.perf_counter()
+        for _ in repeats:
+            work()
+        outcome = work()
+        seconds, cpu_s = time.perf_counter() - start, cpu_seconds() - cpu
+    finally:
+        gc.enable()
+    return outcome if isinstance(outcome, Sample) else Sample(seconds / calls, cpu_s / calls)
+
+
+def in_unit(row: Row, seconds: float) -> float:
+    if row.unit == "us":
+        return seconds * 1e6
+    if row.unit == "ms":
+        return seconds * 1e3
+    return row.amount / seconds
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def print_result(result: Result) -> None:
+    print(f"\n{result.title}")
+    for entry in sorted(result.entries, key=lambda e: e.value, reverse=result.higher_is_better):
+        line = f"  {entry.role:5}  {entry.name:34} {entry.value:12.4g} {result.unit}"
+        print(line + f"   CPU {entry.cpu_s:.3g} s")
+    for name, reason in result.absent.items():
+        print(f"  absent {name}: {reason}")
+
+
+def describe_machine() -> dict[str, object]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "libcurl": first_line(["curl-config", "--version"]),
+        "nginx": first_line(["nginx", "-v"]),
+        "versions": versions,
+        "load_average_before": os.getloadavg()[0],
+        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def first_line(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "absent"
+    return (done.stdout or done.stderr).splitlines()[0]
+
+
+def compile_cpp(source: str, flags: Sequence[str] = (), *, suffix: str = "") -> Path:
+    """Compiles benchmarks/`source` when it is newer than its program; returns the program."""
+    path = Path(__file__).parent / source
+    program = BUILD / (path.stem + suffix)
+    if not program.exists() or program.stat().st_mtime < path.stat().st_mtime:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        print(f"compiling {source}", file=sys.stderr)
+        command = ["g++", "-std=c++20", "-O2", str(path), "-o", str(program), *flags]
+        subprocess.run(command, check=True)
+    return program

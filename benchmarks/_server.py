@@ -1,0 +1,105 @@
+"""The servers of benchmarks/remote.py: nginx with the objects, and a proxy that adds latency."""
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from _harness import compile_cpp
+from tqdm import tqdm
+
+SMALL_SHAPE = (3, 100, 100)
+LARGE_KEY = "large.npy"
+
+# One worker, as a client has two cores at most beside it. nginx ignores the signatures of S3
+# requests; with the bucket's name as a folder it answers path-style GETs.
+CONFIG = """
+{user}
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  sendfile on;
+  keepalive_requests 1000000;
+  keepalive_timeout 3600;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port};
+    root {folder}/root;
+  }}
+}}
+"""
+
+
+def small_key(index: int) -> str:
+    return f"{index:06}.npy"
+
+
+@contextmanager
+def serve_objects(count: int, large_nbytes: int) -> Iterator[int]:
+    """Serves bucket `bkt` with `count` small objects and a large one; yields the port."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
+        bucket = Path(folder, "root", "bkt")
+        bucket.mkdir(parents=True)
+        random = np.random.default_rng(0)
+        for index in tqdm(range(count), "make objects", leave=False):
+            np.save(bucket / small_key(index), random.integers(0, 256, SMALL_SHAPE, np.uint8))
+        np.save(bucket / LARGE_KEY, random.integers(0, 256, large_nbytes, np.uint8))
+        port = free_port()
+        user = "user root;" if os.geteuid() == 0 else ""
+        config = Path(folder, "nginx.conf")
+        config.write_text(CONFIG.format(folder=folder, port=port, user=user))
+        nginx = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)])
+        try:
+            wait_for(f"http://127.0.0.1:{port}/bkt/{small_key(0)}")
+            yield port
+        finally:
+            nginx.terminate()
+            nginx.wait()
+
+
+@contextmanager
+def delayed(port: int, one_way_ms: float) -> Iterator[int]:
+    """Yields a port that leads to `port`, with a delay in each direction."""
+    program = compile_cpp("delay_proxy.cpp")
+    command = [str(program), str(port), str(one_way_ms)]
+    proxy = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert proxy.stdin
+    assert proxy.stdout
+    try:
+        yield int(proxy.stdout.readline())
+    finally:
+        proxy.stdin.close()
+        proxy.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for(url: str) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    give_up = time.monotonic() + 10
+    while True:
+        try:
+            opener.open(url).close()
+            return
+        except OSError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)

@@ -1,0 +1,293 @@
+// torchnpy._C: the library for Python. Thin: arguments in, torch/load.h, results out.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "base/error.h"
+#include "python/gil.h"
+#include "torch/load.h"
+
+namespace py = pybind11;
+
+namespace torchnpy {
+namespace {
+
+py::object wrap(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
+py::object wrap(const Array& array) {
+  if (const at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return wrap(*tensor);
+  py::dict fields;
+  for (const NamedTensor& field : std::get<std::vector<NamedTensor>>(array)) {
+    fields[py::str(field.name)] = wrap(field.tensor);
+  }
+  return fields;
+}
+
+std::optional<at::ScalarType> parse_dtype(const py::handle& dtype) {
+  if (dtype.is_none()) return std::nullopt;
+  if (!THPDtype_Check(dtype.ptr())) {
+    throw py::type_error("dtype: expected a torch.dtype or None but found " +
+                         py::repr(dtype).cast<std::string>());
+  }
+  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+}
+
+// A torch.dtype; a dict of them for a structured dtype; None where torch has none.
+py::object wrap_dtype(const Dtype& dtype) {
+  if (dtype.type == ScalarType::kStructured) {
+    py::dict fields;
+    for (const Field& field : dtype.fields) fields[py::str(field.name)] = wrap_dtype(field.dtype);
+    return fields;
+  }
+  const std::optional<at::ScalarType> type = find_scalar_type(dtype);
+  if (!type) return py::none();
+  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(*type)));
+}
+
+// The arguments of torchnpy.NpyHeader.
+py::tuple wrap_header(const NpyHeader& header) {
+  return py::make_tuple(header.descr, wrap_dtype(header.dtype), py::tuple(py::cast(header.shape)),
+                        header.fortran_order, header.data_offset, header.nbytes,
+                        py::make_tuple(header.major, header.minor), header.dtype.unit);
+}
+
+// A contiguous buffer of any object that exports one, held while a tensor views it.
+c10::Storage share_buffer(Py_buffer* view, ByteView part) {
+  return share_bytes({const_cast<uint8_t*>(part.data()), part.size()}, view,
+                     [](void* context) { release_buffer(static_cast<Py_buffer*>(context)); });
+}
+
+Array decode_tensor(const at::Tensor& data, std::string_view name, bool copy,
+                    std::optional<at::ScalarType> dtype) {
+  if (data.element_size() != 1 || !data.device().is_cpu() || !data.is_contiguous()) {
+    throw ArgumentError(
+        "data: expected a contiguous tensor of bytes (torch.uint8) on the CPU but found " +
+        std::string(c10::toString(data.scalar_type())) + " on " + data.device().str() +
+        (data.is_contiguous() ? "" : ", not contiguous"));
+  }
+  const ByteView bytes(static_cast<const uint8_t*>(data.const_data_ptr()), data.nbytes());
+  return decode(bytes, name, dtype, [&](ByteView part) {
+    // The storage, not the tensor: to drop a tensor that Python knows takes the GIL.
+    auto owner = std::make_shared<c10::Storage>(data.storage());
+    c10::Storage shared =
+        share_bytes({{const_cast<uint8_t*>(part.data()), part.size()}, std::move(owner)});
+    return copy ? copy_storage(shared) : shared;
+  });
+}
+
+Array decode_object(PyObject* data, std::string_view name, bool copy,
+                    std::optional<at::ScalarType> dtype) {
+  if (THPVariable_Check(data)) {
+    return decode_tensor(THPVariable_Unpack(data), name, copy, dtype);
+  }
+  const auto release = [](Py_buffer* view) { release_buffer(view); };
+  std::unique_ptr<Py_buffer, decltype(release)> view(new Py_buffer{}, release);
+  if (PyObject_GetBuffer(data, view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  const ByteView bytes(static_cast<const uint8_t*>(view->buf), static_cast<size_t>(view->len));
+  return decode(bytes, name, dtype, [&](ByteView part) {
+    c10::Storage shared = share_buffer(view.release(), part);
+    return copy ? copy_storage(shared) : shared;
+  });
+}
+
+py::object load_named(const py::object& data, const std::string& name, const py::object& dtype) {
+  return wrap(decode_object(data.ptr(), name, /*copy=*/false, parse_dtype(dtype)));
+}
+
+// Calls `read` on the bytes that `data` exports.
+template <typename Read>
+auto read_buffer(const py::buffer& data, const std::string& name, Read read) {
+  const py::buffer_info info = data.request();
+  try {
+    return read(ByteView(static_cast<const uint8_t*>(info.ptr),
+                         static_cast<size_t>(info.size * info.itemsize)));
+  } catch (Error& error) {
+    error.add_context(name);
+    throw;
+  }
+}
+
+py::tuple parse_header(const py::buffer& data, const std::string& name) {
+  return read_buffer(data, name,
+                     [](ByteView bytes) { return wrap_header(parse_npy_header(bytes)); });
+}
+
+std::optional<uint64_t> find_data_offset(const py::buffer& data, const std::string& name) {
+  return read_buffer(data, name, find_npy_data_offset);
+}
+
+// Runs `work`, which may wait for I/O, without the GIL.
+template <typename Work>
+auto without_gil(Work work) {
+  drain_released_buffers();
+  const ReleasedGil released;
+  return work();
+}
+
+py::object load_object(Client& client, const std::string& url, bool mmap, const py::object& dtype) {
+  LoadOptions options;
+  options.mmap = mmap;
+  options.dtype = parse_dtype(dtype);
+  return wrap(without_gil([&] { return load(client, url, options); }));
+}
+
+py::object load_object_rows(Client& client, const std::string& url, int64_t start, int64_t stop,
+                            const py::object& dtype) {
+  LoadOptions options;
+  options.rows = RowSlice{start, stop};
+  options.dtype = parse_dtype(dtype);
+  return wrap(without_gil([&] { return load(client, url, options); }));
+}
+
+py::list load_objects(Client& client, const std::vector<std::string>& urls,
+                      const py::object& dtype) {
+  LoadOptions options;
+  options.dtype = parse_dtype(dtype);
+  py::list result;
+  for (const Array& array : without_gil([&] { return load_many(client, urls, options); })) {
+    result.append(wrap(array));
+  }
+  return result;
+}
+
+std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
+  ClientOptions options;
+  const auto set = [&kwargs](const char* name, auto& field) {
+    if (kwargs.contains(name)) field = kwargs[name].cast<std::decay_t<decltype(field)>>();
+  };
+  set("endpoint", options.endpoint);
+  set("region", options.region);
+  set("profile", options.profile);
+  set("anonymous", options.anonymous);
+  set("headers", options.headers);
+  set("requester_pays", options.requester_pays);
+  set("ca_bundle", options.ca_bundle);
+  set("verify_tls", options.verify_tls);
+  set("proxy", options.proxy);
+  set("addressing", options.addressing);
+  set("max_in_flight", options.max_in_flight);
+  set("io_threads", options.io_threads);
+  set("part_nbytes", options.part_nbytes);
+  set("connect_timeout_s", options.connect_timeout_s);
+  set("stall_timeout_s", options.stall_timeout_s);
+  set("deadline_s", options.deadline_s);
+  set("retries", options.retries);
+  set("retry_timeout_s", options.retry_timeout_s);
+  return Client::make(std::move(options));
+}
+
+py::tuple list_objects(Client& client, const std::string& prefix, const std::string& continuation) {
+  const ObjectPage page = without_gil([&] { return client.list(prefix, continuation); });
+  py::list objects;
+  for (const ObjectInfo& object : page.objects) {
+    objects.append(py::make_tuple(object.url, object.nbytes, object.etag, object.modified));
+  }
+  return py::make_tuple(objects, page.continuation);
+}
+
+const char* transport_class(const TransportError& error) {
+  switch (error.kind()) {
+    case TransportError::Kind::kNotFound: return "ObjectNotFoundError";
+    case TransportError::Kind::kDenied: return "AccessDeniedError";
+    case TransportError::Kind::kTimeout: return "TransportTimeoutError";
+    case TransportError::Kind::kOther: break;
+  }
+  return "TransportError";
+}
+
+// Registered for all modules that share torch's pybind11, so that torch.ops calls raise the
+// same types as plain functions.
+void translate(std::exception_ptr error) {
+  const auto raise = [](const char* name, const Error& e) {
+    const py::object type = py::module_::import("torchnpy.errors").attr(name);
+    PyErr_SetString(type.ptr(), e.what());
+  };
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    raise_interrupt();
+  } catch (const TransportError& e) {
+    raise(transport_class(e), e);
+  } catch (const FormatError& e) {
+    raise("FormatError", e);
+  } catch (const UnsupportedError& e) {
+    raise("UnsupportedError", e);
+  } catch (const LockError& e) {
+    raise("LockError", e);
+  } catch (const ArgumentError& e) {
+    PyErr_SetString(PyExc_ValueError, e.what());
+  }
+}
+
+// The same for what pybind11 does not see, and for errors that are not ours.
+void raise_python(const std::exception_ptr& error) {
+  try {
+    translate(error);
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+}
+
+// load_npy(data, copy, dtype), positional. Called by CPython's vector call itself: pybind11's
+// dispatch would take longer than the decoding.
+PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count) noexcept {
+  if (count != 3) {
+    PyErr_Format(PyExc_TypeError, "load_npy: expected 3 arguments but found %zd", count);
+    return nullptr;
+  }
+  try {
+    drain_released_buffers();
+    const Array array =
+        decode_object(args[0], kBytesName, args[1] == Py_True, parse_dtype(args[2]));
+    return wrap(array).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (...) {
+    raise_python(std::current_exception());
+  }
+  return nullptr;
+}
+
+PyMethodDef load_npy_method = {
+    "load_npy", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(load_npy)),
+    METH_FASTCALL, nullptr};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::register_exception_translator(translate);
+  install_interrupt_check();
+  py::module_::import("atexit").attr("register")(py::cpp_function(end_python));
+
+  py::enum_<Addressing>(m, "Addressing")
+      .value("auto", Addressing::kAuto)
+      .value("path", Addressing::kPath)
+      .value("virtual", Addressing::kVirtual);
+  py::class_<Client, std::shared_ptr<Client>>(m, "Client")
+      .def(py::init(&make_client))
+      .def("list", &list_objects)
+      .def("metrics", &Client::metrics);
+  m.def("default_client", &Client::default_client);
+  m.def("set_default_client", &Client::set_default_client);
+
+  m.add_object("load_npy", PyCFunction_New(&load_npy_method, nullptr));
+  m.def("load", &load_object);
+  m.def("load_rows", &load_object_rows);
+  m.def("load_many", &load_objects);
+  m.def("header", [](Client& client, const std::string& url) {
+    return wrap_header(without_gil([&] { return read_header(client, url); }));
+  });
+  m.def("load_named", &load_named);
+  m.def("parse_header", &parse_header);
+  m.def("find_data_offset", &find_data_offset);
+}
+
+}  // namespace torchnpy

@@ -1,0 +1,98 @@
+#include "torch/load.h"
+
+#include <deque>
+
+#include "base/error.h"
+
+namespace torchnpy {
+namespace {
+
+// One load and the memory that it fills.
+struct ArrayLoad {
+  ArrayLoad(std::shared_ptr<Source> source, const NpyLoadOptions& options)
+      : loader(std::move(source), allocator, options) {}
+
+  StorageAllocator allocator;
+  NpyLoader loader;
+
+  Array finish(const LoadOptions& options) {
+    try {
+      const bool shared = loader.is_view();
+      return make_array(loader.header(),
+                        shared ? share_bytes(std::move(loader.data())) : allocator.take(), !shared,
+                        options.dtype);
+    } catch (Error& error) {
+      error.add_context(loader.source().name());
+      throw;
+    }
+  }
+};
+
+NpyLoadOptions make_npy_options(const Client& client, const LoadOptions& options) {
+  NpyLoadOptions result;
+  result.rows = options.rows;
+  result.allow_void = options.dtype.has_value();
+  result.part_nbytes = client.options().part_nbytes;
+  return result;
+}
+
+}  // namespace
+
+Array load(Client& client, const std::string& url, const LoadOptions& options) {
+  ArrayLoad one(client.open(url, options.mmap), make_npy_options(client, options));
+  load_one(one.loader);
+  return one.finish(options);
+}
+
+std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
+                             const LoadOptions& options) {
+  const NpyLoadOptions npy_options = make_npy_options(client, options);
+  std::deque<ArrayLoad> loads;  // neither moved nor copied as it grows
+  std::vector<Loader*> loaders;
+  loaders.reserve(urls.size());
+  for (const std::string& url : urls) {
+    loaders.push_back(&loads.emplace_back(client.open(url, options.mmap), npy_options).loader);
+  }
+  // Of several errors the one that began it is thrown, not the loads that it ended.
+  std::exception_ptr ended;
+  for (const std::exception_ptr& error : load_all(loaders)) {
+    if (!error) continue;
+    try {
+      std::rethrow_exception(error);
+    } catch (const InterruptedError&) {
+      ended = error;
+    }
+  }
+  if (ended) std::rethrow_exception(ended);
+  std::vector<Array> arrays;
+  arrays.reserve(urls.size());
+  for (ArrayLoad& one : loads) arrays.push_back(one.finish(options));
+  return arrays;
+}
+
+NpyHeader read_header(Client& client, const std::string& url) {
+  NpyLoadOptions options;
+  options.header_only = true;
+  NpyLoader loader(client.open(url), heap_allocator(), options);
+  load_one(loader);
+  return std::move(loader.header());
+}
+
+at::Tensor fetch(Client& client, const std::string& url, uint64_t offset, uint64_t nbytes) {
+  StorageAllocator allocator;
+  BytesLoader loader(client.open(url, /*mmap=*/false), allocator, offset, nbytes,
+                     client.options().part_nbytes);
+  load_one(loader);
+  c10::Storage storage = allocator.take();
+  const auto count = static_cast<int64_t>(storage.nbytes());
+  return at::empty({0}, at::kByte).set_(std::move(storage), 0, {count}, {1});
+}
+
+at::Tensor single_tensor(Array array, const std::string& name) {
+  if (at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return std::move(*tensor);
+  throw UnsupportedError(
+      name + ": expected one tensor but found a structured array; load it with torchnpy.load(), " +
+      "which gives a dict");
+}
+
+}  // namespace torchnpy

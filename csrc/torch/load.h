@@ -1,0 +1,56 @@
+// The verbs of the library on tensors. The ops and the Python module are thin over these.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "torch/tensor.h"
+#include "transport/client.h"
+
+namespace torchnpy {
+
+// What messages call bytes that have no name.
+constexpr std::string_view kBytesName = "<bytes>";
+
+struct LoadOptions {
+  bool mmap = true;  // map large local files
+  std::optional<RowSlice> rows;
+  std::optional<at::ScalarType> dtype;  // see make_array()
+};
+
+// All of these block until the data is there, can be interrupted (base/wait.h), and throw the
+// errors of base/error.h with the object's name in the message.
+Array load(Client& client, const std::string& url, const LoadOptions& options = {});
+// Concurrently, in the order of `urls`. The first failure ends the others and is thrown.
+std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
+                             const LoadOptions& options = {});
+NpyHeader read_header(Client& client, const std::string& url);
+// Bytes of any object, as a uint8 tensor.
+at::Tensor fetch(Client& client, const std::string& url, uint64_t offset,
+                 uint64_t nbytes = Range::kToEnd);
+
+// The array in `bytes`, which messages call `name`; its data shared with them unless it must be
+// copied (make_array()). `share` makes the storage of the data's part of `bytes`; not called when
+// the array is refused.
+template <typename Share>
+Array decode(ByteView bytes, std::string_view name, std::optional<at::ScalarType> dtype,
+             Share share) {
+  try {
+    const NpyHeader header = parse_npy_header(bytes);
+    if (!dtype || header.dtype.type != ScalarType::kVoid) check_npy_loadable(header.dtype);
+    check_npy_data(header, bytes.size() - header.data_offset);
+    const ByteView data = bytes.subspan(header.data_offset, header.nbytes);
+    return make_array(header, share(data), /*exclusive=*/false, dtype);
+  } catch (Error& error) {
+    error.add_context(name);
+    throw;
+  }
+}
+
+// The only tensor of `array`. Throws UnsupportedError for a structured one.
+at::Tensor single_tensor(Array array, const std::string& name);
+
+}  // namespace torchnpy

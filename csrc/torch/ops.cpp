@@ -1,0 +1,100 @@
+// torch.ops.npy: the library's verbs over strings, for eager code, scripted models and C++.
+//
+// Alias analysis is CONSERVATIVE: TorchScript would otherwise fold, merge or drop a load with
+// a literal URL. The fakes are in torchnpy/_ops.py: a Meta kernel of an op without tensor
+// arguments is never reached.
+#include <torch/library.h>
+
+#include <cstring>
+#include <tuple>
+
+#include "base/error.h"
+#include "torch/load.h"
+#include "torch/torchnpy.h"
+
+namespace torchnpy {
+
+void use_ops() {}
+
+namespace {
+
+at::Tensor load_op(const std::string& url) {
+  return single_tensor(load(*Client::default_client(), url), url);
+}
+
+at::Tensor load_rows_op(const std::string& url, int64_t start, int64_t stop) {
+  LoadOptions options;
+  options.rows = RowSlice{start, stop};
+  return single_tensor(load(*Client::default_client(), url, options), url);
+}
+
+std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
+  std::vector<Array> arrays = load_many(*Client::default_client(), urls.vec());
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(arrays.size());
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    tensors.push_back(single_tensor(std::move(arrays[i]), urls[i]));
+  }
+  return tensors;
+}
+
+std::tuple<std::string, std::vector<int64_t>, bool, int64_t> header_op(const std::string& url) {
+  const NpyHeader header = read_header(*Client::default_client(), url);
+  return {header.descr, std::vector<int64_t>(header.shape.begin(), header.shape.end()),
+          header.fortran_order, static_cast<int64_t>(header.data_offset)};
+}
+
+at::Tensor fetch_op(const std::string& url, int64_t offset, int64_t nbytes) {
+  if (offset < 0) {
+    throw ArgumentError("offset: expected 0 or more but found " + std::to_string(offset));
+  }
+  if (nbytes < -1) {
+    throw ArgumentError("nbytes: expected -1 (to the end) or more but found " +
+                        std::to_string(nbytes));
+  }
+  return fetch(*Client::default_client(), url, static_cast<uint64_t>(offset),
+               nbytes == -1 ? Range::kToEnd : static_cast<uint64_t>(nbytes));
+}
+
+at::Tensor decode_op(const at::Tensor& data) {
+  if (data.scalar_type() != at::kByte || !data.device().is_cpu()) {
+    throw ArgumentError(std::string("data: expected a uint8 tensor on the CPU but found ") +
+                        c10::toString(data.scalar_type()) + " on " + data.device().str());
+  }
+  const at::Tensor flat = data.contiguous();
+  const ByteView bytes(flat.const_data_ptr<uint8_t>(), flat.nbytes());
+  // Copied: an output that aliases an input is not allowed in a custom op.
+  const auto copy = [](ByteView part) {
+    StorageAllocator allocator;
+    const OwnedBytes memory = allocator.allocate(part.size());
+    if (!part.empty()) std::memcpy(memory.bytes.data(), part.data(), part.size());
+    return allocator.take();
+  };
+  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), std::string(kBytesName));
+}
+
+}  // namespace
+
+TORCH_LIBRARY(npy, m) {
+  const auto define = [&m](const char* schema) {
+    m.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE),
+          {at::Tag::nondeterministic_seeded});
+  };
+  define("load(str url) -> Tensor");
+  define("load_rows(str url, int start, int stop) -> Tensor");
+  define("load_many(str[] urls) -> Tensor[]");
+  define("header(str url) -> (str descr, int[] shape, bool fortran_order, int data_offset)");
+  define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor");
+  define("decode(Tensor data) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
+  m.impl("load", load_op);
+  m.impl("load_rows", load_rows_op);
+  m.impl("load_many", load_many_op);
+  m.impl("header", header_op);
+  m.impl("fetch", fetch_op);
+  m.impl("decode", decode_op);
+}
+
+}  // namespace torchnpy

@@ -1,0 +1,78 @@
+// Any bytes give a header or a FormatError, and a header agrees with itself.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <optional>
+
+#include "base/error.h"
+#include "format/npy.h"
+
+namespace torchnpy {
+namespace {
+
+void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+// One byte less than `nbytes` must not do.
+void check_short_data(const NpyHeader& header) {
+  check_npy_data(header, header.nbytes);
+  if (header.nbytes == 0) return;
+  try {
+    check_npy_data(header, header.nbytes - 1);
+  } catch (const FormatError&) {
+    return;
+  }
+  std::abort();
+}
+
+uint64_t count_elements(const std::vector<uint64_t>& shape) {
+  uint64_t count = 1;
+  for (const uint64_t dimension : shape) require(checked_multiply(count, dimension, &count));
+  return count;
+}
+
+void check_dtype(const Dtype& dtype) {
+  uint64_t end = 0;
+  for (const Field& field : dtype.fields) {
+    require(field.offset >= end);
+    end = field.offset + field.dtype.itemsize * count_elements(field.shape);
+    require(end <= dtype.itemsize);
+    check_dtype(field.dtype);
+  }
+}
+
+void check_header(const NpyHeader& header, ByteView bytes) {
+  require(header.data_offset <= bytes.size());
+  require(header.shape.size() <= kMaxDims);
+  require(header.count == count_elements(header.shape));
+  require(header.nbytes == header.count * header.dtype.itemsize);
+  check_dtype(header.dtype);
+  check_short_data(header);
+  try {
+    check_npy_loadable(header.dtype);
+  } catch (const UnsupportedError&) {
+  }
+  // What follows the header does not change it.
+  const NpyHeader again = parse_npy_header(bytes.first(header.data_offset));
+  require(again.descr == header.descr && again.shape == header.shape);
+}
+
+void parse(ByteView bytes) {
+  std::optional<uint64_t> data_offset;
+  try {
+    data_offset = find_npy_data_offset(bytes);
+    const NpyHeader header = parse_npy_header(bytes);
+    require(data_offset == header.data_offset);
+    check_header(header, bytes);
+  } catch (const FormatError&) {
+  }
+}
+
+}  // namespace
+}  // namespace torchnpy
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  torchnpy::parse({data, size});
+  return 0;
+}

@@ -1,0 +1,143 @@
+"""What the tests share: arrays as bytes, and scripts run in a process of their own."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import torchnpy
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+def npy(array: Any) -> bytes:
+    """The array as numpy writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Values that no two tests share by accident."""
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+# TorchScript reads the source of what it compiles: scripts must be files.
+_scripts = tempfile.TemporaryDirectory()
+_script_numbers = itertools.count()
+
+
+def script_environment() -> dict[str, str]:
+    """In which a script imports what the tests import, and from the same place."""
+    package = Path(torchnpy.__file__).parents[1]
+    return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{package}"}
+
+
+def _write_script(code: str) -> Path:
+    path = Path(_scripts.name) / f"script_{next(_script_numbers)}.py"
+    path.write_text(textwrap.dedent(code))
+    return path
+
+
+class Launcher:
+    """A process that has imported torch (seconds) but not torchnpy, and forks one script at a
+    time. A script is its __main__, and ends as an interpreter does."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        command = [sys.executable, str(TESTS / "launcher.py"), str(theirs.fileno())]
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=script_environment()
+        )
+        theirs.close()
+        self.answers = self.socket.makefile("r")
+
+
+_launcher: Launcher | None = None
+
+
+class Script:
+    """A script that runs: like a Popen, with text pipes. One lives at a time."""
+
+    def __init__(self, code: str, args: tuple[object, ...]) -> None:
+        global _launcher
+        _launcher = _launcher or Launcher()
+        request = {
+            "path": str(_write_script(code)),
+            "args": list(map(str, args)),
+            "env": script_environment(),
+        }
+        (stdin, ours_in), (ours_out, stdout) = os.pipe(), os.pipe()
+        # A file, so that a script that says much on both never waits for the reader of one.
+        self._stderr = tempfile.TemporaryFile("w+")
+        descriptors = [stdin, stdout, self._stderr.fileno()]
+        socket.send_fds(_launcher.socket, [json.dumps(request).encode()], descriptors)
+        os.close(stdin)
+        os.close(stdout)
+        self.stdin, self.stdout = os.fdopen(ours_in, "w"), os.fdopen(ours_out)
+        self.pid = int(_launcher.answers.readline())
+        self._status: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self, timeout_s: float = 60) -> tuple[int, str, str]:
+        """Exit status (negative: the signal), stdout, stderr; killed when it hangs."""
+        assert _launcher
+        killer = threading.Timer(timeout_s, self.send_signal, [signal.SIGKILL])
+        killer.start()
+        self.stdin.close()
+        out = self.stdout.read()
+        if self._status is None:
+            self._status = int(_launcher.answers.readline())
+        killer.cancel()
+        self.stdout.close()
+        self._stderr.seek(0)
+        with self._stderr:
+            return self._status, out, self._stderr.read()
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.stdout.closed:
+            self.send_signal(signal.SIGKILL)
+            self.finish()
+
+
+def start_script(code: str, *args: object) -> Script:
+    return Script(code, args)
+
+
+def run_script(code: str, *args: object) -> str:
+    """stdout of `code`, which must exit with 0 and say nothing on stderr."""
+    with start_script(code, *args) as script:
+        status, out, err = script.finish()
+    assert (status, err) == (0, ""), out
+    return out
+
+
+def run_fresh(code: str, *args: object, env: dict[str, str] | None = None) -> str:
+    """The same in an interpreter that has imported nothing: takes seconds."""
+    done = subprocess.run(
+        [sys.executable, str(_write_script(code)), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=script_environment() if env is None else env,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout

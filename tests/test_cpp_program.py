@@ -1,0 +1,78 @@
+"""examples/cpp: a C++ program without Python runs a saved module that loads its input."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from servers.http import ObjectServer, status
+from support import ROOT, npy
+
+import torchnpy
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+
+class Double(torch.nn.Module):
+    def forward(self, url: str) -> torch.Tensor:
+        return torch.ops.npy.load(url) * 2
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built with find_package(TorchNpy) against the package that the tests import."""
+    build = tmp_path_factory.mktemp("cpp")
+    prefixes = [torch.utils.cmake_prefix_path, str(Path(torchnpy.__file__).parent)]
+    configure = ["cmake", "-S", str(ROOT / "examples/cpp"), "-B", str(build)]
+    for command in (
+        [*configure, f"-DCMAKE_PREFIX_PATH={';'.join(prefixes)}", "-DCMAKE_BUILD_TYPE=Release"],
+        ["cmake", "--build", str(build)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (binary,) = (
+        path
+        for path in build.iterdir()
+        if path.is_file() and path.stat().st_mode & 0o100 and not path.suffix
+    )
+    return binary
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Path:
+    path = tmp_path / "double.pt"
+    torch.jit.script(Double()).save(path)
+    return path
+
+
+def test_the_program_prints_shape_and_sum(
+    program: Path, module: Path, server: ObjectServer
+) -> None:
+    url = server.put("/x.npy", npy(np.arange(12, dtype=np.float32).reshape(3, 4)))
+    done = subprocess.run([program, module, url], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[3, 4]" in done.stdout
+    assert "132" in done.stdout
+    assert len(server.requests) == 1
+
+
+def test_the_program_fails_with_the_librarys_message(
+    program: Path, module: Path, server: ObjectServer
+) -> None:
+    server.always("/x.npy", status(404))
+    done = subprocess.run([program, module, server.url + "/x.npy"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "/x.npy" in done.stderr
+    assert "404" in done.stderr
+
+
+def test_the_program_needs_no_python(program: Path) -> None:
+    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    assert "libtorchnpy.so" in needed
+    assert "libpython" not in needed
+    assert "libtorch_python" not in needed
+    assert sysconfig.get_config_var("LDLIBRARY")  # there is a Python that it could have needed

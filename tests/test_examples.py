@@ -1,0 +1,57 @@
+"""The examples run, on less data than `make demo` takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from servers.http import ObjectServer
+from support import ROOT, npy
+
+EXAMPLES = ROOT / "examples"
+
+
+def run_example(name: str, *args: object) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, args)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_train_digits_learns_from_s3_and_says_when_it_learnt_too_little(tmp_path: Path) -> None:
+    options = ["--limit", "300", "--epochs", "2", "--min-accuracy", "101", "--output", tmp_path]
+    command = [sys.executable, EXAMPLES / "train_digits.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    # All is done before it complains of the accuracy.
+    assert (done.returncode, "accuracy" in done.stderr) == (1, True), done.stderr
+    out = done.stdout
+    for number in range(1, 6):
+        assert f"[{number}/5] " in out
+    summary = out.strip().splitlines()[-3:]
+    assert float(re.findall(r"([\d.]+) %", summary[0])[0]) > 30
+    assert "samples/s" in summary[1]
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "digit_reader.pt").stat().st_size > 0
+
+
+def test_read_http_serves_and_reads_its_own_array() -> None:
+    assert "equal True" in run_example("read_http.py")
+
+
+def test_read_http_reads_the_url_that_it_is_given(server: ObjectServer) -> None:
+    url = server.put("/x.npy", npy(np.arange(60.0).reshape(20, 3)))
+    out = run_example("read_http.py", url)
+    assert "(20, 3)" in out
+    assert "equal True" in out
+
+
+def test_every_example_says_what_it_is() -> None:
+    paths = list(EXAMPLES.rglob("*.py"))
+    assert len(paths) >= 3
+    for path in paths:
+        assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -1,0 +1,57 @@
+"""Loads the native libraries, once, and gives the ops of ``torch.ops.npy`` their fakes."""
+
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+torch.ops.load_library(str(Path(__file__).parent / "lib" / "libtorchnpy.so"))  # type: ignore[no-untyped-call]
+
+from torchnpy import _C  # noqa: E402  (needs the library)
+
+__all__ = ["_C"]
+
+
+def _data_dependent(op: str) -> NoReturn:
+    # torch.compile takes this as "call it for real": it breaks the graph instead of failing.
+    from torch._subclasses.fake_tensor import UnsupportedOperatorException
+
+    raise UnsupportedOperatorException(getattr(torch.ops.npy, op).default)
+
+
+def _fake_load(url: str) -> torch.Tensor:
+    _data_dependent("load")
+
+
+def _fake_load_rows(url: str, start: int, stop: int) -> torch.Tensor:
+    _data_dependent("load_rows")
+
+
+def _fake_load_many(urls: list[str]) -> list[torch.Tensor]:
+    _data_dependent("load_many")
+
+
+def _fake_header(url: str) -> tuple[str, list[int], bool, int]:
+    _data_dependent("header")
+
+
+def _fake_fetch(url: str, offset: int = 0, nbytes: int = -1) -> torch.Tensor:
+    if nbytes < 0:
+        _data_dependent("fetch")
+    return torch.empty(nbytes, dtype=torch.uint8)
+
+
+def _fake_decode(data: torch.Tensor) -> torch.Tensor:
+    _data_dependent("decode")
+
+
+# In Python: a Meta kernel of an op without tensor arguments is never reached.
+for _fake in (
+    _fake_load,
+    _fake_load_rows,
+    _fake_load_many,
+    _fake_header,
+    _fake_fetch,
+    _fake_decode,
+):
+    torch.library.register_fake(_fake.__name__.replace("_fake_", "npy::"), _fake)

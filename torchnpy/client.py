@@ -1,0 +1,169 @@
+"""How objects are reached: connections, credentials, retries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from torchnpy._ops import _C
+
+
+class ObjectInfo(NamedTuple):
+    """One object of a listing."""
+
+    url: str
+    nbytes: int
+    etag: str  # without quotes
+    modified: str  # ISO 8601, as the store gives it
+
+
+class Client:
+    """The options of all requests: where to, as whom, how often, how long.
+
+    Connections are shared by the whole process, and are made when they are first needed. A client
+    pickles as its options; credentials are looked up anew where it is unpickled.
+
+    Args:
+        endpoint: URL of an S3 service. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, the
+            profile's endpoint_url, else AWS.
+        region: Default: AWS_REGION, AWS_DEFAULT_REGION, the profile's, else us-east-1. A bucket's
+            own region is found and remembered.
+        profile: Section of ~/.aws/config and ~/.aws/credentials. Default: AWS_PROFILE.
+        addressing: "path" (endpoint/bucket/key), "virtual" (bucket.endpoint/key), or "auto": path
+            when an endpoint is given or the bucket's name has a dot.
+        credentials: "auto" (environment, then profile) or "anonymous" (requests are not signed).
+        headers: Sent with each request, but never to another host after a redirect.
+        requester_pays: Accept that the requester is charged.
+        ca_bundle: File with the certificates to trust. Default: AWS_CA_BUNDLE, SSL_CERT_FILE,
+            CURL_CA_BUNDLE, else the system's.
+        verify_tls: False accepts any certificate.
+        proxy: URL. Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY as they were at the first
+            request; "" for none.
+        max_in_flight: Requests start while fewer than this many are in flight in the process.
+        io_threads: I/O threads that the requests are spread over; the process's threads are shared.
+        part_nbytes: Large objects are read in parts of this many bytes.
+        connect_timeout_s: Seconds to connect.
+        stall_timeout_s: Seconds without a byte after which an attempt is given up.
+        deadline_s: Seconds for one read with all its attempts. Default: none.
+        retries: Attempts for one read in all.
+        retry_timeout_s: Seconds after which no new attempt is made.
+
+    Raises:
+        ValueError: An option is wrong; the message names it and what is allowed.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        addressing: Literal["auto", "path", "virtual"] = "auto",
+        credentials: Literal["auto", "anonymous"] = "auto",
+        headers: Mapping[str, str] | None = None,
+        requester_pays: bool = False,
+        ca_bundle: str | os.PathLike[str] | None = None,
+        verify_tls: bool = True,
+        proxy: str | None = None,
+        max_in_flight: int = 64,
+        io_threads: int = 2,
+        part_nbytes: int = 8 << 20,
+        connect_timeout_s: float = 5,
+        stall_timeout_s: float = 30,
+        deadline_s: float | None = None,
+        retries: int = 10,
+        retry_timeout_s: float = 180,
+    ) -> None:
+        if addressing not in ("auto", "path", "virtual"):
+            raise ValueError(
+                f"addressing: expected 'auto', 'path' or 'virtual' but found {addressing!r}"
+            )
+        if credentials not in ("auto", "anonymous"):
+            raise ValueError(
+                f"credentials: expected 'auto' or 'anonymous' but found {credentials!r}"
+            )
+        self._options: dict[str, Any] = {
+            "endpoint": endpoint,
+            "region": region,
+            "profile": profile,
+            "addressing": addressing,
+            "credentials": credentials,
+            "headers": None if headers is None else dict(headers),
+            "requester_pays": requester_pays,
+            "ca_bundle": None if ca_bundle is None else os.fspath(ca_bundle),
+            "verify_tls": verify_tls,
+            "proxy": proxy,
+            "max_in_flight": max_in_flight,
+            "io_threads": io_threads,
+            "part_nbytes": part_nbytes,
+            "connect_timeout_s": connect_timeout_s,
+            "stall_timeout_s": stall_timeout_s,
+            "deadline_s": deadline_s,
+            "retries": retries,
+            "retry_timeout_s": retry_timeout_s,
+        }
+        native = {name: value for name, value in self._options.items() if value is not None}
+        native["addressing"] = getattr(_C.Addressing, addressing)
+        native["anonymous"] = native.pop("credentials") == "anonymous"
+        native["headers"] = list((headers or {}).items())
+        self._native = _C.Client(**native)
+
+    def list(self, prefix: str, *, suffix: str = "") -> Iterator[ObjectInfo]:
+        """Yields the objects whose URL begins with ``prefix`` and ends with ``suffix``.
+
+        In the store's order (S3: of the keys' bytes), by ListObjectsV2, a page at a time.
+
+        Raises:
+            UnsupportedError: ``prefix`` is not an ``s3://`` URL.
+            TransportError: The store refused, or could not be reached.
+        """
+        continuation = ""
+        while True:
+            page, continuation = self._native.list(os.fsencode(prefix), continuation)
+            for entry in page:
+                if entry[0].endswith(suffix):
+                    yield ObjectInfo(*entry)
+            if not continuation:
+                return
+
+    def metrics(self) -> dict[str, int | float]:
+        """Counts since this client was made, by name: requests, retries, bytes received..."""
+        return {
+            name: int(value) if value.is_integer() and not name.endswith("_s") else value
+            for name, value in self._native.metrics().items()
+        }
+
+    def __repr__(self) -> str:
+        # Headers and proxies may hold secrets.
+        shown = {
+            name: value
+            for name, value in self._options.items()
+            if value is not None and name not in ("headers", "proxy")
+        }
+        return f"Client({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_client, (self._options,)
+
+
+def _make_client(options: dict[str, Any]) -> Client:
+    return Client(**options)
+
+
+_default: Client | None = None
+
+
+def default_client() -> Client:
+    """The client that is used where none is given, also by ``torch.ops.npy``; made at first use."""
+    if _default is None:
+        set_default_client(Client())
+    assert _default is not None
+    return _default
+
+
+def set_default_client(client: Client) -> None:
+    """Makes ``client`` the one that is used where none is given, also by ``torch.ops.npy``."""
+    global _default
+    _C.set_default_client(client._native)
+    _default = client
