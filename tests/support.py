@@ -83,7 +83,7 @@ class Script:
         }
         (stdin, ours_in), (ours_out, stdout) = os.pipe(), os.pipe()
         # A file, so that a script that says much on both never waits for the reader of one.
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by finish())
         descriptors = [stdin, stdout, self._stderr.fileno()]
         socket.send_fds(_launcher.socket, [json.dumps(request).encode()], descriptors)
         os.close(stdin)

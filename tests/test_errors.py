@@ -36,14 +36,20 @@ FAILURES: dict[str, tuple[Any, list[type]]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("failure", FAILURES)
+# The header of an array that cannot be loaded can be shown.
+MATRIX = [
+    (call, failure)
+    for call in CALLS
+    for failure in FAILURES
+    if not ("header" in call and failure == "an object array")
+]
+
+
+@pytest.mark.parametrize(("call", "failure"), MATRIX)
 def test_a_failure_has_its_type_and_names_the_url(
     server: ObjectServer, call: str, failure: str
 ) -> None:
     what, types = FAILURES[failure]
-    if failure == "an object array" and "header" in call:
-        pytest.skip("a header of any dtype can be shown")
     url = server.put("/x.npy", what if isinstance(what, bytes) else b"")
     if not isinstance(what, bytes):
         server.always("/x.npy", what)
