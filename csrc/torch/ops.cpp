@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "torch/load.h"
@@ -78,7 +79,7 @@ at::Tensor decode_op(const at::Tensor& data) {
 TORCH_LIBRARY(npy, m) {
   const auto define = [&m](const char* schema, std::vector<at::Tag> tags) {
     tags.push_back(at::Tag::nondeterministic_seeded);
-    m.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE), tags);
+    m.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE), std::as_const(tags));
   };
   constexpr at::Tag kDynamicShape = at::Tag::dynamic_output_shape;
   define("load(str url) -> Tensor", {kDynamicShape});
