@@ -127,12 +127,19 @@ def format_machine(documents: list[dict[str, Any]]) -> str:
     versions = {}
     for document in documents:
         versions |= document["machine"]["versions"]
+    rounds = min(document["rounds"] for document in documents)
+    load = max(document["machine"]["load_average_before"] for document in documents)
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    doubts = ""
+    if load > machine["cores"] / 2:
+        doubts += f" The machine was not idle: its load average was {load:.1f}."
+    if any(document["quick"] for document in documents):
+        doubts += " Some rows did less work than they should (--quick)."
     return (
-        f"Best of {documents[0]['rounds']} rounds, all contenders in turn, on {machine['cores']} "
+        f"Best of {rounds} rounds, all contenders in turn, on {machine['cores']} "
         f"cores of an {machine['cpu']}, Linux {machine['kernel']}, servers on the same machine. "
         f"Versions: {packages}, {machine['libcurl']}. The limit is a C++ program that does only "
-        "this work. `make bench` measures yours."
+        "this work. `make bench` measures yours." + doubts
     )
 
 

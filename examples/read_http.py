@@ -41,13 +41,18 @@ def serve_example() -> Iterator[str]:
     """Serves a folder with one array, as `python -m http.server` does; yields its URL."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "waves.npy"), np.sin(np.arange(32_000).reshape(1000, 32) / 100))
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder))
+        server = QuietServer(("127.0.0.1", 0), partial(QuietHandler, directory=folder))
         Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/waves.npy"
         finally:
             server.shutdown()
             server.server_close()
+
+
+class QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *args: object) -> None:
+        pass  # a client that has enough hangs up
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

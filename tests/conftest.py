@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import ssl
 from collections.abc import Callable, Iterator
@@ -81,14 +80,6 @@ def moto() -> Iterator[MotoServer]:
     running = MotoServer()
     yield running
     running.close()
-
-
-@pytest.fixture
-def collect_garbage() -> Iterator[None]:
-    """Afterwards. What a worker raised holds its iterator in a cycle, which must not be collected
-    in the workers that a later test forks: torch would stop theirs."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

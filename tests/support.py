@@ -1,14 +1,18 @@
-"""What the tests share: arrays as bytes, and scripts run in an interpreter of their own."""
+"""What the tests share: arrays as bytes, and scripts run in a process of their own."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,37 +47,97 @@ def script_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{package}"}
 
 
-def write_script(code: str) -> Path:
+def _write_script(code: str) -> Path:
     path = Path(_scripts.name) / f"script_{next(_script_numbers)}.py"
     path.write_text(textwrap.dedent(code))
     return path
 
 
-def start_script(code: str, *args: object) -> subprocess.Popen[str]:
-    """Starts `code` in a fresh interpreter."""
-    return subprocess.Popen(
-        [sys.executable, str(write_script(code)), *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=script_environment(),
-    )
+class Launcher:
+    """A process that has imported torch (seconds) but not torchnpy, and forks one script at a
+    time. A script is its __main__, and ends as an interpreter does."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        command = [sys.executable, str(TESTS / "launcher.py"), str(theirs.fileno())]
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=script_environment()
+        )
+        theirs.close()
+        self.answers = self.socket.makefile("r")
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr; a process that hangs is killed and fails the test."""
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise
-    return process.returncode, out, err
+_launcher: Launcher | None = None
+
+
+class Script:
+    """A script that runs: like a Popen, with text pipes. One lives at a time."""
+
+    def __init__(self, code: str, args: tuple[object, ...]) -> None:
+        global _launcher
+        _launcher = _launcher or Launcher()
+        request = {
+            "path": str(_write_script(code)),
+            "args": list(map(str, args)),
+            "env": script_environment(),
+        }
+        (stdin, ours_in), (ours_out, stdout) = os.pipe(), os.pipe()
+        # A file, so that a script that says much on both never waits for the reader of one.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by finish())
+        descriptors = [stdin, stdout, self._stderr.fileno()]
+        socket.send_fds(_launcher.socket, [json.dumps(request).encode()], descriptors)
+        os.close(stdin)
+        os.close(stdout)
+        self.stdin, self.stdout = os.fdopen(ours_in, "w"), os.fdopen(ours_out)
+        self.pid = int(_launcher.answers.readline())
+        self._status: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self, timeout_s: float = 60) -> tuple[int, str, str]:
+        """Exit status (negative: the signal), stdout, stderr; killed when it hangs."""
+        assert _launcher
+        killer = threading.Timer(timeout_s, self.send_signal, [signal.SIGKILL])
+        killer.start()
+        self.stdin.close()
+        out = self.stdout.read()
+        if self._status is None:
+            self._status = int(_launcher.answers.readline())
+        killer.cancel()
+        self.stdout.close()
+        self._stderr.seek(0)
+        with self._stderr:
+            return self._status, out, self._stderr.read()
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.stdout.closed:
+            self.send_signal(signal.SIGKILL)
+            self.finish()
+
+
+def start_script(code: str, *args: object) -> Script:
+    return Script(code, args)
 
 
 def run_script(code: str, *args: object) -> str:
     """stdout of `code`, which must exit with 0 and say nothing on stderr."""
-    status, out, err = finish(start_script(code, *args))
+    with start_script(code, *args) as script:
+        status, out, err = script.finish()
     assert (status, err) == (0, ""), out
     return out
+
+
+def run_fresh(code: str, *args: object, env: dict[str, str] | None = None) -> str:
+    """The same in an interpreter that has imported nothing: takes seconds."""
+    done = subprocess.run(
+        [sys.executable, str(_write_script(code)), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=script_environment() if env is None else env,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout

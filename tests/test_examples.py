@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,24 +23,20 @@ def run_example(name: str, *args: object) -> str:
     return done.stdout
 
 
-def test_train_digits_learns_from_s3_and_writes_its_files(tmp_path: Path) -> None:
-    options = ("--limit", 300, "--epochs", 2, "--min-accuracy", 30, "--output", tmp_path)
-    out = run_example("train_digits.py", *options)
+def test_train_digits_learns_from_s3_and_says_when_it_learnt_too_little(tmp_path: Path) -> None:
+    options = ["--limit", "300", "--epochs", "2", "--min-accuracy", "101", "--output", tmp_path]
+    command = [sys.executable, EXAMPLES / "train_digits.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    # All is done before it complains of the accuracy.
+    assert (done.returncode, "accuracy" in done.stderr) == (1, True), done.stderr
+    out = done.stdout
     for number in range(1, 6):
         assert f"[{number}/5] " in out
     summary = out.strip().splitlines()[-3:]
-    assert "%" in summary[0]
+    assert float(re.findall(r"([\d.]+) %", summary[0])[0]) > 30
     assert "samples/s" in summary[1]
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "digit_reader.pt").stat().st_size > 0
-
-
-def test_train_digits_fails_below_the_accuracy_asked_for(tmp_path: Path) -> None:
-    options = ["--limit", "40", "--epochs", "1", "--min-accuracy", "101", "--output", str(tmp_path)]
-    command = [sys.executable, EXAMPLES / "train_digits.py", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "accuracy" in done.stderr
 
 
 def test_read_http_serves_and_reads_its_own_array() -> None:

@@ -193,7 +193,7 @@ def test_violation_is_found(tmp_path: Path, name: str, line: str, violation: str
     for file, text in {**tree, "csrc/torch/tensor.h": "", name: f"\n{line}\n"}.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    (found,) = violations(tmp_path)
+    found = violations(tmp_path)[0]
     assert violation in found
     assert Path(name).name in found
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 import signal
 import subprocess
-import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,7 @@ import pytest
 import torch
 from servers.http import ObjectServer, cut
 from servers.s3 import S3Server
-from support import (
-    finish,
-    noise,
-    npy,
-    run_script,
-    script_environment,
-    start_script,
-    write_script,
-)
+from support import noise, npy, run_script, start_script
 from torch.utils.data import DataLoader
 
 import torchnpy as tnp
@@ -166,30 +160,22 @@ INTERRUPTED = {
 def test_ctrl_c_ends_a_stalled_download(server: ObjectServer, how: str) -> None:
     url = server.put("/x.npy", npy(ARRAY))
     server.always("/x.npy", cut(40, "stall"))
-    process = start_script(
-        f"""
+    code = f"""
         import sys, torch, torchnpy as tnp
         from torchnpy.data import NpyDataset
         url, client = sys.argv[1], tnp.Client(stall_timeout_s=600)
         try:
             {INTERRUPTED[how]}
         except KeyboardInterrupt:
-            print("interrupted")
-        assert sys.stdin.readline() == "go on\\n"
-        """,
-        url,
-    )
-    try:
+            print("interrupted", flush=True)
+        sys.stdin.read()
+        """
+    with start_script(code, url) as script:
         assert server.stalled.wait(60)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout
-        assert process.stdout.readline() == "interrupted\n"
+        script.send_signal(signal.SIGINT)
+        assert script.stdout.readline() == "interrupted\n"
         assert server.dropped.wait(PROMPT_S), "the connection was left open"
-        assert process.stdin
-        process.stdin.write("go on\n")
-        assert finish(process) == (0, "", "")
-    finally:
-        process.kill()
+        assert script.finish() == (0, "", "")
 
 
 def test_a_load_works_after_an_interrupted_one(server: ObjectServer) -> None:
@@ -259,20 +245,32 @@ def test_other_threads_run_while_one_loads(server: ObjectServer) -> None:
 EXITS = {
     "a daemon thread in a load": """
         threading.Thread(target=load, daemon=True).start()
-        sys.stdin.readline()
+        sys.stdin.read()
         """,
     "many daemon threads in loads": """
         for _ in range(8):
             threading.Thread(target=load, daemon=True).start()
-        sys.stdin.readline()
+        sys.stdin.read()
         """,
     "sys.exit with a daemon thread in a load": """
         threading.Thread(target=load, daemon=True).start()
-        sys.stdin.readline()
+        sys.stdin.read()
         sys.exit(0)
         """,
-    "a finished load, connections warm": "sys.stdin.readline()",
+    "finished loads, connections warm": "tnp.header(sys.argv[1] + '/good.npy', client=client)",
 }
+EXIT_PRELUDE = """
+import sys, threading, torchnpy as tnp
+client = tnp.Client(ca_bundle=sys.argv[2], stall_timeout_s=600)
+
+def load():
+    try:
+        tnp.load(sys.argv[1] + "/x.npy", client=client)
+    except BaseException:
+        pass
+
+tnp.load(sys.argv[1] + "/good.npy", client=client)
+"""
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -280,35 +278,14 @@ EXITS = {
 def test_an_exit_with_transfers_in_flight_is_clean(
     server: ObjectServer, tls_server: ObjectServer, ca_file: str, scheme: str, how: str
 ) -> None:
-    import textwrap
-
     used = server if scheme == "http" else tls_server
     used.put("/good.npy", npy(ARRAY))
     used.put("/x.npy", npy(ARRAY))
     used.always("/x.npy", cut(50_000, "stall"))
-    body = textwrap.dedent(EXITS[how]).strip()
-    process = start_script(
-        "import sys, threading, torchnpy as tnp\n"
-        "client = tnp.Client(ca_bundle=sys.argv[2], stall_timeout_s=600)\n"
-        "def load():\n"
-        "    try:\n"
-        "        tnp.load(sys.argv[1] + '/x.npy', client=client)\n"
-        "    except BaseException:\n"
-        "        pass\n"
-        "tnp.load(sys.argv[1] + '/good.npy', client=client)\n" + body,
-        used.url,
-        ca_file,
-    )
-    if "load" in how and "finished" not in how:
-        assert used.stalled.wait(60)
-    try:
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-        status, out, err = finish(process, PROMPT_S + 30)
-        assert (status, out, err) == (0, "", "")
-    finally:
-        process.kill()
+    code = EXIT_PRELUDE + textwrap.dedent(EXITS[how])
+    with start_script(code, used.url, ca_file) as script:
+        assert "finished" in how or used.stalled.wait(60)
+        assert script.finish(PROMPT_S) == (0, "", "")
 
 
 def test_an_exit_under_full_load_is_clean(tls_server: ObjectServer, ca_file: str) -> None:
@@ -338,12 +315,19 @@ def test_an_exit_under_full_load_is_clean(tls_server: ObjectServer, ca_file: str
 
 # A network of its own, in which the only name server takes questions and never answers.
 SILENT_DNS = """
-set -e
-ip link set lo up
-printf 'nameserver 127.0.0.1\\noptions timeout:30 attempts:3\\n' > "$1"
-mount --bind "$1" /etc/resolv.conf
-shift
-exec "$@"
+import ctypes, os, signal, socket, subprocess, sys, threading
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+assert ctypes.CDLL(None).unshare(CLONE_NEWNS | CLONE_NEWNET) == 0
+for command in (
+    ["ip", "link", "set", "lo", "up"],
+    ["mount", "--make-rprivate", "/"],
+    ["mount", "--bind", sys.argv[1], "/etc/resolv.conf"],
+):
+    subprocess.run(command, check=True)
+dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+dns.bind(("127.0.0.1", 53))
+import torchnpy as tnp
+client = tnp.Client(connect_timeout_s=60, stall_timeout_s=60)
 """
 DNS_SCRIPTS = {
     "ctrl-c": """
@@ -373,7 +357,7 @@ DNS_SCRIPTS = {
         server = ObjectServer()
         for i in range(5):
             tnp.load(server.put(f"/{i}.npy", npy(np.zeros(3))), client=client)
-        print("done")
+        print("done", flush=True)
         os._exit(0)
         """,
     "timeout": """
@@ -388,36 +372,21 @@ DNS_SCRIPTS = {
 
 
 def can_unshare() -> bool:
-    command = ["unshare", "-mn", "sh", "-c", "ip link set lo up"]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
+    commands = shutil.which("unshare"), shutil.which("ip")
+    return (
+        None not in commands
+        and not subprocess.run(["unshare", "-mn", "true"], capture_output=True).returncode
+    )
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs root, to make a network of its own")
 @pytest.mark.parametrize("what", DNS_SCRIPTS)
 def test_a_name_server_that_never_answers_holds_up_nobody(tmp_path: Path, what: str) -> None:
-    import textwrap
-
-    prelude = (
-        "import os, signal, socket, sys, threading, torchnpy as tnp\n"
-        "dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
-        "dns.bind(('127.0.0.1', 53))\n"
-        "client = tnp.Client(connect_timeout_s=60, stall_timeout_s=60)\n"
-    )
-    code = prelude + textwrap.dedent(DNS_SCRIPTS[what])
-    command = ["unshare", "-mn", "sh", "-c", SILENT_DNS, "sh", str(tmp_path / "resolv.conf")]
-    process = subprocess.Popen(
-        [*command, sys.executable, str(write_script(code))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=script_environment(),
-    )
-    # The resolver alone would take 90 s.
-    status, out, err = finish(process, 45)
-    assert (status, out, err) == (0, "done\n", "")
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:3\n")
+    with start_script(SILENT_DNS + textwrap.dedent(DNS_SCRIPTS[what]), resolver) as script:
+        # The resolver alone would take 90 s.
+        assert script.finish(PROMPT_S) == (0, "done\n", "")
 
 
 def test_a_name_that_does_not_exist_is_an_error_that_names_it() -> None:
@@ -427,8 +396,6 @@ def test_a_name_that_does_not_exist_is_an_error_that_names_it() -> None:
 
 
 def test_unpickled_datasets_load_in_a_fresh_process(server: ObjectServer, tmp_path: Path) -> None:
-    import pickle
-
     urls = [server.put(f"/{i}.npy", npy(np.full(3, i))) for i in range(3)]
     (tmp_path / "ds").write_bytes(pickle.dumps(NpyDataset(urls, client=tnp.Client(retries=3))))
     out = run_script(

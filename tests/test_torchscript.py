@@ -23,7 +23,7 @@ def url(server: ObjectServer) -> str:
 class Literal(torch.nn.Module):
     """The URL is a constant of the graph: what an optimizer would like to fold."""
 
-    url: torch.jit.Final[str]
+    __constants__ = ("url",)
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -37,7 +37,8 @@ struct Task {
   Loader* loader = nullptr;
   std::vector<std::unique_ptr<TrackedSink>> reads;  // replaced under Run::mutex_
   std::atomic<size_t> outstanding{0};
-  std::exception_ptr error;  // guarded by Run::mutex_ until the task has ended
+  std::exception_ptr error;  // guarded by Run::mutex_ until the task has ended, as is
+  bool restarted = false;
 };
 
 // Errors of the format name no object; those of the transport do.
@@ -51,6 +52,16 @@ std::exception_ptr name_object(std::exception_ptr error, const Source& source) {
   } catch (...) {
   }
   return error;
+}
+
+bool says_changed(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const TransportError& e) {
+    return e.kind() == TransportError::Kind::kChanged;
+  } catch (...) {
+    return false;
+  }
 }
 
 class Run {
@@ -83,7 +94,7 @@ class Run {
   // Starts what the loader wants next, unless it has failed. Only one thread at a time is
   // here for a task: the one that brought `outstanding` to zero.
   void advance(Task& task) {
-    while (!has_failed(task) && start_reads(task)) {
+    while (may_go_on(task) && start_reads(task)) {
       // The reads held one count each and this thread one more, so that none of them could
       // advance the task while it was still starting them.
       if (task.outstanding.fetch_sub(1) != 1) return;
@@ -93,13 +104,22 @@ class Run {
 
   void fail(Task& task, std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
-    failed_ = true;
+    failed_ = failed_ || task.restarted || !says_changed(error);
     if (!task.error) task.error = name_object(std::move(error), task.loader->source());
   }
 
-  bool has_failed(Task& task) {
-    const std::lock_guard lock(mutex_);
-    return task.error != nullptr;
+  // False when the task has failed. It begins again, once, when its object has changed.
+  bool may_go_on(Task& task) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!task.error) return true;
+      if (task.restarted || cancelled_ || !says_changed(task.error)) return false;
+      task.restarted = true;
+      task.error = nullptr;
+    }
+    task.loader->source().forget();
+    task.loader->restart();
+    return true;
   }
 
   void finish() {

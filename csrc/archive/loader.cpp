@@ -190,7 +190,8 @@ struct NpyLoader::State final : Sink {
     }
     const MutableBytes wanted = destination.room(offset, want);
     if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
-    scratch.resize(std::min<size_t>(want, kFirstReadNbytes));
+    const uint64_t unwanted_end = offset < destination.begin ? destination.begin : kFirstReadNbytes;
+    scratch.resize(std::min<uint64_t>(want, unwanted_end - offset));
     return scratch;
   }
 
@@ -215,6 +216,7 @@ struct NpyLoader::State final : Sink {
   bool restart() override {
     header.reset();
     destination = {};
+    parts = {};
     scratch_nbytes = 0;
     filled_end = 0;
     return true;
@@ -228,6 +230,10 @@ NpyLoader::NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLo
 NpyLoader::~NpyLoader() = default;
 Source& NpyLoader::source() { return *state_->source; }
 std::vector<Read> NpyLoader::next() { return state_->next(); }
+void NpyLoader::restart() {
+  state_->stage = State::Stage::kStart;
+  state_->restart();
+}
 NpyHeader& NpyLoader::header() { return *state_->header; }
 OwnedBytes& NpyLoader::data() { return state_->destination.memory; }
 bool NpyLoader::is_view() const { return state_->is_view; }
@@ -297,6 +303,7 @@ struct BytesLoader::State final : Sink {
   void filled(uint64_t at, size_t filled_nbytes) override { filled_end = at + filled_nbytes; }
   bool restart() override {
     destination.reset();
+    parts = {};
     return true;
   }
   void done(std::exception_ptr) override {}
@@ -308,6 +315,10 @@ BytesLoader::BytesLoader(std::shared_ptr<Source> source, Allocator& allocator, u
 BytesLoader::~BytesLoader() = default;
 Source& BytesLoader::source() { return *state_->source; }
 std::vector<Read> BytesLoader::next() { return state_->next(); }
+void BytesLoader::restart() {
+  state_->stage = State::Stage::kStart;
+  state_->restart();
+}
 OwnedBytes& BytesLoader::data() { return state_->destination->memory; }
 
 }  // namespace torchnpy

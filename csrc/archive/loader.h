@@ -42,10 +42,14 @@ class Loader {
   // The reads that are needed now, to be started at once; an empty list: done. Called again
   // when all reads given out have ended without an error. Throws what ends the load.
   virtual std::vector<Read> next() = 0;
+  // The object changed while it was loaded: begins again, as if next() had never been called.
+  // All reads given out have ended.
+  virtual void restart() = 0;
 };
 
 // Runs any number of loaders at once and waits; the results are in the loaders. Element i of
-// the answer is what ended loader i, nullptr when it is done. With `fail_fast` the first
+// the answer is what ended loader i, nullptr when it is done. A load whose object changes
+// meanwhile begins again, once. With `fail_fast` the first
 // failure ends the others (their element is an InterruptedError). Throws InterruptedError
 // itself when the waiting thread was interrupted. Either way no read can write to memory
 // any more when it returns.
@@ -81,6 +85,7 @@ class NpyLoader final : public Loader {
   ~NpyLoader() override;
   Source& source() override;
   std::vector<Read> next() override;
+  void restart() override;
 
   // When done. With `rows` the shape, count and nbytes are those of the slice.
   NpyHeader& header();
@@ -103,6 +108,7 @@ class BytesLoader final : public Loader {
   ~BytesLoader() override;
   Source& source() override;
   std::vector<Read> next() override;
+  void restart() override;
   OwnedBytes& data();  // when done
 
  private:

@@ -55,6 +55,7 @@ class TransportError : public Error {
     kNotFound,  // 404: FileNotFoundError
     kDenied,    // 401, 403: PermissionError
     kTimeout,   // TimeoutError
+    kChanged,   // the object is not the one that reading began with
   };
   TransportError(std::string message, Kind kind = Kind::kOther, int http_status = 0)
       : Error(std::move(message)), kind_(kind), http_status_(http_status) {}

@@ -218,32 +218,11 @@ bool has_byte_order(const Dtype& dtype) {
   }
 }
 
-std::optional<Dtype> parse_format(std::string_view text) {
-  if (text.empty()) return std::nullopt;
-  const bool has_prefix = is_byte_order(text[0]);
-  const std::string_view body = text.substr(has_prefix ? 1 : 0);
-  if (body.empty()) return std::nullopt;
-  std::optional<Dtype> dtype = parse_sized(body);
-  if (!dtype) {
-    const Format* format = find_format(kLetterFormats, body);
-    if (format == nullptr && !has_prefix) format = find_format(kNamedFormats, body);
-    if (format != nullptr) {
-      dtype.emplace();
-      dtype->type = format->type;
-      dtype->itemsize = format->itemsize;
-    } else {
-      dtype = parse_datetime(body);
-    }
-  }
-  if (dtype) dtype->big_endian = text[0] == '>' && has_byte_order(*dtype);
-  return dtype;
-}
-
 bool is_sequence(const Literal& literal) {
   return literal.kind == Literal::Kind::kTuple || literal.kind == Literal::Kind::kList;
 }
 
-Dtype parse_name(const Literal& name) {
+Dtype parse_named(const Literal& name) {
   std::optional<Dtype> dtype = parse_format(name.text);
   if (!dtype) {
     throw_format_error("a dtype", format_snippet(name.source), name.offset,
@@ -382,9 +361,30 @@ Dtype parse_fields(const Literal& list) {
 
 }  // namespace
 
+std::optional<Dtype> parse_format(std::string_view text) {
+  if (text.empty()) return std::nullopt;
+  const bool has_prefix = is_byte_order(text[0]);
+  const std::string_view body = text.substr(has_prefix ? 1 : 0);
+  if (body.empty()) return std::nullopt;
+  std::optional<Dtype> dtype = parse_sized(body);
+  if (!dtype) {
+    const Format* format = find_format(kLetterFormats, body);
+    if (format == nullptr && !has_prefix) format = find_format(kNamedFormats, body);
+    if (format != nullptr) {
+      dtype.emplace();
+      dtype->type = format->type;
+      dtype->itemsize = format->itemsize;
+    } else {
+      dtype = parse_datetime(body);
+    }
+  }
+  if (dtype) dtype->big_endian = text[0] == '>' && has_byte_order(*dtype);
+  return dtype;
+}
+
 Element parse_descr(const Literal& descr) {
   switch (descr.kind) {
-    case Literal::Kind::kString: return {parse_name(descr), {}};
+    case Literal::Kind::kString: return {parse_named(descr), {}};
     case Literal::Kind::kList: return {parse_fields(descr), {}};
     case Literal::Kind::kTuple:
       if (descr.count < 2) break;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string_view>
 #include <vector>
 
 #include "format/literal.h"
@@ -20,6 +22,9 @@ inline constexpr uint64_t kMaxItemNbytes = 0x7FFFFFFF;
 
 // Throws FormatError with the offset of the part that is wrong.
 Element parse_descr(const Literal& descr);
+
+// Of a string: "<f4". Empty when it names no dtype.
+std::optional<Dtype> parse_format(std::string_view text);
 
 // The elements of a sub-array; 1 without one.
 uint64_t count_elements(const std::vector<uint64_t>& shape);

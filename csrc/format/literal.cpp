@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/bytes.h"
+#include "format/python_string.h"
 #include "format/text.h"
 
 namespace torchnpy {
@@ -15,6 +16,7 @@ namespace {
 enum CharClass : uint8_t {
   kWord = 1,      // of names and numbers
   kOrdinary = 2,  // stands for itself in any string
+  kBlank = 4,     // may begin what stands between two tokens
 };
 
 constexpr std::array<uint8_t, 256> kCharClasses = [] {
@@ -25,6 +27,8 @@ constexpr std::array<uint8_t, 256> kCharClasses = [] {
     if (is_digit || is_letter || c == '_' || c >= 0x80) classes[c] |= kWord;
     const bool is_special = c == '\'' || c == '"' || c == '\\';
     if (c >= ' ' && c <= '~' && !is_special) classes[c] |= kOrdinary;
+    const bool is_space = c == ' ' || c == '\t' || c == '\f' || c == '\n' || c == '\r';
+    if (is_space || c == '#' || c == '\\') classes[c] |= kBlank;
   }
   return classes;
 }();
@@ -33,14 +37,6 @@ bool is_word(char c) { return (kCharClasses[static_cast<uint8_t>(c)] & kWord) !=
 bool is_ordinary(char c) { return (kCharClasses[static_cast<uint8_t>(c)] & kOrdinary) != 0; }
 bool is_newline(char c) { return c == '\n' || c == '\r'; }
 bool is_quote(char c) { return c == '\'' || c == '"'; }
-
-// 16 or more: not a digit.
-uint32_t digit_value(char c) {
-  if (c >= '0' && c <= '9') return static_cast<uint32_t>(c - '0');
-  if (c >= 'a' && c <= 'f') return static_cast<uint32_t>(c - 'a' + 10);
-  if (c >= 'A' && c <= 'F') return static_cast<uint32_t>(c - 'A' + 10);
-  return 16;
-}
 
 // The integer literals of Python 3: no leading zeros, single underscores between digits.
 struct Integer {
@@ -95,7 +91,6 @@ class Parser {
       if (!next_is(')')) fail("`)`");
       close_bracket();
     }
-    skip_padding();
     skip_blanks();
     if (position_ != source_.size()) fail("the end of the header");
     return *dict;
@@ -119,13 +114,21 @@ class Parser {
     if (skipped.back() == ' ' || skipped.back() == '\t') fail("a dict at the start of its line");
   }
 
-  bool next_is(char c) const { return position_ < source_.size() && source_[position_] == c; }
+  // The next byte; NUL, which the source does not hold, at the end.
+  char peek(size_t ahead = 0) const {
+    return ahead < source_.size() - position_ ? source_[position_ + ahead] : '\0';
+  }
+  bool next_is(char c) const { return peek() == c; }
   bool next_is_string() const {
-    if (position_ >= source_.size()) return false;
-    if (is_quote(source_[position_])) return true;
-    const std::string_view prefixes = "uUrR";
-    return prefixes.find(source_[position_]) != std::string_view::npos &&
-           position_ + 1 < source_.size() && is_quote(source_[position_ + 1]);
+    switch (peek()) {
+      case '\'':
+      case '"': return true;
+      case 'u':
+      case 'U':
+      case 'r':
+      case 'R': return is_quote(peek(1));
+      default: return false;
+    }
   }
 
   [[noreturn]] void fail(std::string_view expected) const {
@@ -151,9 +154,7 @@ class Parser {
 
   void skip_blanks() {
     if (next_is(' ')) ++position_;
-    const bool is_at_token =
-        position_ < source_.size() && source_[position_] > '#' && source_[position_] != '\\';
-    if (!is_at_token) skip_more_blanks();
+    if ((kCharClasses[static_cast<uint8_t>(peek())] & kBlank) != 0) skip_more_blanks();
   }
 
   void skip_more_blanks() {
@@ -174,15 +175,6 @@ class Parser {
           continue;
         default: return;
       }
-    }
-  }
-
-  // The spaces after the dict are often half of the header.
-  void skip_padding() {
-    constexpr std::string_view kSpaces = "        ";
-    while (source_.size() - position_ >= kSpaces.size() &&
-           std::memcmp(&source_[position_], kSpaces.data(), kSpaces.size()) == 0) {
-      position_ += kSpaces.size();
     }
   }
 
@@ -244,16 +236,16 @@ class Parser {
   }
 
   Literal* parse_value() {
-    if (next_is_string()) return parse_string();
-    if (position_ >= source_.size()) fail("a value");
-    switch (source_[position_]) {
+    switch (peek()) {
       case '(': return parse_sequence(Literal::Kind::kTuple, ')');
       case '[': return parse_sequence(Literal::Kind::kList, ']');
       case '+':
       case '-': return parse_signed();
+      case '\0': fail("a value");
       default: break;
     }
-    if (digit_value(source_[position_]) < 10) return parse_unsigned();
+    if (digit_value(peek()) < 10) return parse_unsigned();
+    if (next_is_string()) return parse_string();
     return parse_name();
   }
 
@@ -307,7 +299,7 @@ class Parser {
       open_bracket();
       skip_blanks();
     }
-    if (position_ >= source_.size() || digit_value(source_[position_]) >= 10) fail("an integer");
+    if (digit_value(peek()) >= 10) fail("an integer");
     Literal* literal = parse_unsigned();
     for (; parentheses > 0; --parentheses) {
       skip_blanks();
@@ -422,85 +414,9 @@ class Parser {
     }
     const size_t end = position_;
     position_ += quote_length;
-    if (is_plain) return source_.substr(body, end - body);
-    return arena_.keep(decode_string(body, end, is_raw));
-  }
-
-  std::string decode_string(size_t begin, size_t end, bool is_raw) const {
-    std::string text;
-    for (size_t at = begin; at < end;) {
-      const char c = source_[at];
-      if (c == '\\' && !is_raw) {
-        at = decode_escape(at, end, text);
-      } else if (c == '\r') {  // as Python reads any source: each end of a line is \n
-        text += '\n';
-        at += source_.substr(at, 2) == "\r\n" ? 2 : 1;
-      } else {
-        if (rules_.latin1) {
-          append_utf8(text, static_cast<unsigned char>(c));
-        } else {
-          text += c;
-        }
-        ++at;
-      }
-    }
-    return text;
-  }
-
-  // Returns where the escape at `at` ends.
-  size_t decode_escape(size_t at, size_t end, std::string& text) const {
-    const char c = source_[at + 1];
-    switch (c) {
-      case '\n': return at + 2;
-      case '\r': return at + (source_[at + 2] == '\n' ? 3 : 2);
-      case 'a': text += '\a'; return at + 2;
-      case 'b': text += '\b'; return at + 2;
-      case 'f': text += '\f'; return at + 2;
-      case 'n': text += '\n'; return at + 2;
-      case 'r': text += '\r'; return at + 2;
-      case 't': text += '\t'; return at + 2;
-      case 'v': text += '\v'; return at + 2;
-      case '\\':
-      case '\'':
-      case '"': text += c; return at + 2;
-      case 'x': return decode_hex(at, 2, end, text);
-      case 'u': return decode_hex(at, 4, end, text);
-      case 'U': return decode_hex(at, 8, end, text);
-      case 'N':
-        throw_format_error("no character by its name", "`\\N`", at,
-                           "write the character itself or its \\u code");
-      default: break;
-    }
-    if (digit_value(c) >= 8) {
-      text += '\\';  // Python keeps the backslash of an escape that it does not know
-      return at + 1;
-    }
-    uint32_t code_point = 0;
-    size_t next = at + 1;
-    for (; next < end && next < at + 4 && digit_value(source_[next]) < 8; ++next) {
-      code_point = code_point * 8 + digit_value(source_[next]);
-    }
-    append_utf8(text, code_point);
-    return next;
-  }
-
-  size_t decode_hex(size_t at, size_t digits, size_t end, std::string& text) const {
-    uint64_t code_point = 0;
-    const size_t first = at + 2;
-    for (size_t i = first; i < first + digits; ++i) {
-      const uint32_t digit = i < end ? digit_value(source_[i]) : 16;
-      if (digit >= 16) {
-        throw_format_error(fmt::format("{} hexadecimal digits", digits),
-                           format_snippet(source_.substr(at, i + 1 - at)), at);
-      }
-      code_point = code_point * 16 + digit;
-    }
-    const bool is_surrogate = code_point >= 0xD800 && code_point <= 0xDFFF;
-    if (code_point > 0x10FFFF || is_surrogate) {
-      throw_format_error("a Unicode character", format_snippet(source_.substr(at, digits + 2)), at);
-    }
-    append_utf8(text, static_cast<uint32_t>(code_point));
-    return first + digits;
+    const std::string_view text = source_.substr(body, end - body);
+    if (is_plain) return text;
+    return arena_.keep(decode_python_string(text, body, {is_raw, rules_.latin1}));
   }
 
   std::string_view source_;

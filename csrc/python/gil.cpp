@@ -103,8 +103,12 @@ void drain_released_buffers() {
 }
 
 void release_buffer(Py_buffer* view) noexcept {
-  if (!closed && PyGILState_Check() != 0) {
+  // torch gives up the GIL while it destroys a tensor that Python dropped. This thread comes
+  // from Python, then, and takes it again in any case; a thread of C++ never does.
+  if (!closed && PyGILState_GetThisThreadState() != nullptr) {
+    const PyGILState_STATE gil = PyGILState_Ensure();
     PyBuffer_Release(view);
+    PyGILState_Release(gil);
     delete view;
     return;
   }

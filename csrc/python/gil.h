@@ -26,9 +26,9 @@ void install_interrupt_check();
 // Raises what a signal handler raised during the wait that InterruptedError ended. With the GIL.
 void raise_interrupt();
 
-// Releases `view`, now when this thread holds the GIL, else soon on a thread that does. Never
-// takes the GIL: a last view may die on a thread of C++ while the interpreter ends. Owns view,
-// which was made with new.
+// Releases `view`: now on a thread that Python knows, else soon on one that holds the GIL. A
+// thread of C++ never takes it: a last view may die there while the interpreter ends, which
+// aborts. Owns view, which was made with new.
 void release_buffer(Py_buffer* view) noexcept;
 // Releases what others left behind. With the GIL; cheap when there is nothing.
 void drain_released_buffers();

@@ -194,6 +194,7 @@ const char* transport_class(const TransportError& error) {
     case TransportError::Kind::kNotFound: return "ObjectNotFoundError";
     case TransportError::Kind::kDenied: return "AccessDeniedError";
     case TransportError::Kind::kTimeout: return "TransportTimeoutError";
+    case TransportError::Kind::kChanged:
     case TransportError::Kind::kOther: break;
   }
   return "TransportError";

@@ -13,7 +13,7 @@
 namespace torchnpy {
 
 // What messages call bytes that have no name.
-inline constexpr std::string_view kBytesName = "<bytes>";
+constexpr char kBytesName[] = "<bytes>";
 
 struct LoadOptions {
   bool mmap = true;  // map large local files

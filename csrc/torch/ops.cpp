@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "torch/load.h"
@@ -70,22 +71,24 @@ at::Tensor decode_op(const at::Tensor& data) {
     if (!part.empty()) std::memcpy(memory.bytes.data(), part.data(), part.size());
     return allocator.take();
   };
-  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), std::string(kBytesName));
+  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), kBytesName);
 }
 
 }  // namespace
 
 TORCH_LIBRARY(npy, m) {
-  const auto define = [&m](const char* schema) {
-    m.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE),
-          {at::Tag::nondeterministic_seeded});
+  const auto define = [&m](const char* schema, std::vector<at::Tag> tags) {
+    tags.push_back(at::Tag::nondeterministic_seeded);
+    m.def(torch::schema(schema, c10::AliasAnalysisKind::CONSERVATIVE), std::as_const(tags));
   };
-  define("load(str url) -> Tensor");
-  define("load_rows(str url, int start, int stop) -> Tensor");
-  define("load_many(str[] urls) -> Tensor[]");
-  define("header(str url) -> (str descr, int[] shape, bool fortran_order, int data_offset)");
-  define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor");
-  define("decode(Tensor data) -> Tensor");
+  constexpr at::Tag kDynamicShape = at::Tag::dynamic_output_shape;
+  define("load(str url) -> Tensor", {kDynamicShape});
+  define("load_rows(str url, int start, int stop) -> Tensor", {kDynamicShape});
+  define("load_many(str[] urls) -> Tensor[]", {kDynamicShape});
+  define("header(str url) -> (str descr, int[] shape, bool fortran_order, int data_offset)",
+         {at::Tag::data_dependent_output});
+  define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
+  define("decode(Tensor data) -> Tensor", {kDynamicShape});
 }
 
 TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {

@@ -122,6 +122,14 @@ void check_options(const ClientOptions& options) {
   if (options.ca_bundle) {
     check("ca_bundle", "\"\"", !options.ca_bundle->empty(), "the path of a file of certificates");
   }
+  if (options.proxy) {
+    const std::string scheme = find_scheme(*options.proxy);
+    const bool known = scheme.empty() || scheme == "http" || scheme == "https" ||
+                       scheme == "socks4" || scheme == "socks4a" || scheme == "socks5" ||
+                       scheme == "socks5h";
+    // The rest of it may hold a password.
+    check("proxy", scheme + "://", known, "http://, https:// or socks5://");
+  }
   check_headers(options.headers);
 }
 

@@ -64,6 +64,12 @@ bool HttpSource::unpin(bool pinned) {
   return true;
 }
 
+void HttpSource::forget() {
+  const std::lock_guard lock(process_mutex());
+  version_ = nullptr;
+  pinned_reads_ = 0;
+}
+
 void HttpSource::start(Range range, Sink& sink) {
   const std::optional<uint64_t> known = nbytes();
   const bool is_empty = range.nbytes == 0 || (known && (*known == 0 || range.offset >= *known));
@@ -79,27 +85,31 @@ void HttpSource::cancel(Sink& sink) { cancel_jobs(this, &sink); }
 
 namespace {
 
+struct SettingsEntry {
+  std::weak_ptr<const ClientOptions> options;
+  std::shared_ptr<const EngineSettings> settings;
+};
+// Under process_mutex(). Made when the library is loaded, for a fork may hit a function's static
+// in the middle of being made; never destroyed, for threads may outlive statics.
+auto* const settings_of_options = new std::map<const ClientOptions*, SettingsEntry>;
+
 // One for each set of options that lives: the environment and the CA bundle are looked up
 // once, and the engine tells clients apart by them.
 std::shared_ptr<const EngineSettings> settings_of(
     const std::shared_ptr<const ClientOptions>& options) {
-  struct Entry {
-    std::weak_ptr<const ClientOptions> options;
-    std::shared_ptr<const EngineSettings> settings;
-  };
-  static auto* const entries = new std::map<const ClientOptions*, Entry>;  // outlives statics
   {
     const std::lock_guard lock(process_mutex());
-    const auto found = entries->find(options.get());
+    const auto found = settings_of_options->find(options.get());
     // Another object may live at the address now.
-    if (found != entries->end() && found->second.options.lock() == options) {
+    if (found != settings_of_options->end() && found->second.options.lock() == options) {
       return found->second.settings;
     }
   }
   std::shared_ptr<const EngineSettings> made = make_engine_settings(*options);
   const std::lock_guard lock(process_mutex());
-  std::erase_if(*entries, [](const auto& entry) { return entry.second.options.expired(); });
-  return entries->try_emplace(options.get(), Entry{options, std::move(made)})
+  std::erase_if(*settings_of_options,
+                [](const auto& entry) { return entry.second.options.expired(); });
+  return settings_of_options->try_emplace(options.get(), SettingsEntry{options, std::move(made)})
       .first->second.settings;
 }
 

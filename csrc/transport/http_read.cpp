@@ -386,7 +386,8 @@ double HttpRead::restart() {
     source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
     return 0;
   }
-  fail("expected the object to stay the same but it changed while it was read; load it again");
+  fail("expected the object to stay the same but it changed while it was read; load it again",
+       Kind::kChanged);
 }
 
 double HttpRead::retry_fault(const ExchangeEnd& end) {

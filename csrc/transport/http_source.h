@@ -43,6 +43,7 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
+  void forget() override;
 
   HttpObject& object() const { return *object_; }
   const ClientOptions& options() const { return *options_; }

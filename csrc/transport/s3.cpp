@@ -128,9 +128,9 @@ class S3Object : public HttpObject {
     if (region.empty()) region = error.region;
     if (!wrong_region) return false;
     if (!is_region(region)) {
+      if (!verdict.message.empty()) verdict.message += "; ";
       verdict.message +=
-          "; the bucket is in another region, which the server does not name: pass "
-          "region to Client";
+          "the bucket is in another region, which the server does not name: pass region to Client";
       return false;
     }
     account_->learn_region(bucket_, region);

@@ -95,19 +95,26 @@ Headers make_own_headers(const ClientOptions& options) {
   Headers headers;
   for (const auto& [name, value] : options.headers) {
     const std::string key = lower(name);
-    const bool ours = key == "x-amz-date" || key == "x-amz-content-sha256" ||
-                      key == "x-amz-security-token" || key == "authorization";
-    if (ours && !options.anonymous) {
-      throw ArgumentError(
-          fmt::format("headers: expected none that signing sets but found \"{}\"; pass "
-                      "credentials=\"anonymous\" to sign by yourself",
-                      name));
-    }
     if (key == "x-amz-request-payer" && options.requester_pays) continue;
     headers.emplace_back(key, canonical_value(value));
   }
   if (options.requester_pays) headers.emplace_back("x-amz-request-payer", "requester");
   return headers;
+}
+
+// Not when the client is made: for plain HTTP the same headers are right.
+void check_own_headers(const ClientOptions& options) {
+  if (options.anonymous) return;
+  for (const auto& [name, value] : options.headers) {
+    const std::string key = lower(name);
+    const bool ours = key == "x-amz-date" || key == "x-amz-content-sha256" ||
+                      key == "x-amz-security-token" || key == "authorization";
+    if (!ours) continue;
+    throw ArgumentError(
+        fmt::format("headers: expected none that signing sets but found \"{}\"; pass "
+                    "credentials=\"anonymous\" to sign by yourself",
+                    name));
+  }
 }
 
 }  // namespace
@@ -119,6 +126,7 @@ S3Account::S3Account(std::shared_ptr<const ClientOptions> options)
 }
 
 void S3Account::prepare(const std::string& bucket) {
+  check_own_headers(*options_);
   std::shared_ptr<const S3Settings> settings;
   {
     const std::lock_guard lock(process_mutex());

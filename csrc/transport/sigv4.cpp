@@ -2,6 +2,7 @@
 
 #include <openssl/evp.h>
 
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -11,10 +12,17 @@ namespace torchnpy {
 namespace {
 
 // OpenSSL 3 looks an algorithm up by name in each EVP call unless it was fetched before:
-// that costs more than the hash. Leaked: threads may sign while the process ends.
+// that costs more than the hash. Leaked: threads may sign while the process ends. No
+// function static: a child forked while another thread makes one would wait for it.
+std::atomic<EVP_MD*> fetched_sha256{nullptr};
+
 const EVP_MD* sha256_algorithm() {
-  static const EVP_MD* const algorithm = EVP_MD_fetch(nullptr, "SHA256", nullptr);
-  if (algorithm == nullptr) throw std::bad_alloc();
+  EVP_MD* algorithm = fetched_sha256.load(std::memory_order_acquire);
+  if (algorithm != nullptr) return algorithm;
+  EVP_MD* const made = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  if (made == nullptr) throw std::bad_alloc();
+  if (fetched_sha256.compare_exchange_strong(algorithm, made)) return made;
+  EVP_MD_free(made);
   return algorithm;
 }
 

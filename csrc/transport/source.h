@@ -62,6 +62,9 @@ class Source {
   // Asks the reads into `sink` to end; done() still comes, with InterruptedError unless the
   // read had ended by itself. No effect after done(). Wakes the I/O thread, never waits.
   virtual void cancel(Sink& sink) = 0;
+  // Forgets which version of the object the reads so far were of, so that the next may find
+  // another. No read may be in flight.
+  virtual void forget() {}
 };
 
 }  // namespace torchnpy

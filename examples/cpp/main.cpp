@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
     std::cerr << "usage: " << argv[0] << " MODULE.pt URL\n";
     return 2;
   }
+  torchnpy::use_ops();  // or the linker may leave out the library of npy::load
   try {
     torch::jit::Module module = torch::jit::load(argv[1]);
     module.eval();

@@ -83,6 +83,31 @@ TEST(Engine, CancelEndsAReadThatWaitsForItsNextAttempt) {
   EXPECT_EQ(sink.wait(), "error: interrupted: the read was cancelled");
 }
 
+TEST(Engine, ReadsThatAreCancelledAtAnyMomentEndOnce) {
+  const std::string object = make_object(50'000);
+  FaultServer server(object);
+  TestClient client;
+  client.options->max_in_flight = 4;
+  const auto source = client.open(server.url());
+  int ended_by_themselves = 0;
+  for (int round = 0; round < 60; ++round) {
+    std::vector<TestSink> sinks(8);
+    for (TestSink& sink : sinks) source->start({}, sink);
+    if (round % 2 == 0) sinks[0].wait_for_bytes(static_cast<size_t>(round) * 500);
+    for (TestSink& sink : sinks) source->cancel(sink);
+    for (TestSink& sink : sinks) {
+      const std::string result = sink.wait();
+      if (result == object) {
+        ++ended_by_themselves;
+      } else {
+        EXPECT_EQ(result, "error: interrupted: the read was cancelled");
+      }
+    }
+  }
+  EXPECT_LT(ended_by_themselves, 60 * 8);
+  EXPECT_EQ(client.metrics->in_flight.value(), 0);
+}
+
 TEST(Engine, ManyReadsOfTwoSourcesKeepTheirBytesApart) {
   const std::string a = make_object(3'000'000);
   const std::string b(3'000'000, '-');

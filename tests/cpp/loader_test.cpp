@@ -157,6 +157,30 @@ TEST_F(LoaderTest, ChangedObjectIsReadAnewFromTheStart) {
   EXPECT_EQ(file.substr(kHeaderNbytes), data());
 }
 
+TEST_F(LoaderTest, ObjectThatChangesBetweenPartsIsLoadedAnewOnce) {
+  const auto changed =
+      std::make_exception_ptr(TransportError("memory: changed", TransportError::Kind::kChanged));
+  const std::string later = make_npy(2000, 300);
+  make_source(make_npy(1000, 300))->fault = changed;
+  source_->changes_to = later;
+  EXPECT_EQ("", load());
+  EXPECT_EQ(later.substr(kHeaderNbytes), data());
+
+  struct EverChanging final : Source {
+    std::string name_ = "memory";
+    std::exception_ptr error;
+    const std::string& name() const override { return name_; }
+    std::optional<uint64_t> nbytes() const override { return std::nullopt; }
+    std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
+    void start(Range, Sink& sink) override { sink.done(error); }
+    void cancel(Sink&) override {}
+  };
+  auto source = std::make_shared<EverChanging>();
+  source->error = changed;
+  NpyLoader loader(source, heap_allocator());
+  EXPECT_EQ("memory: changed", run(loader));
+}
+
 TEST_F(LoaderTest, FaultInAPartEndsTheLoad) {
   make_source(make_npy(1000, 300))->fault = std::make_exception_ptr(TransportError("memory: gone"));
   EXPECT_EQ("memory: gone", load());
@@ -171,6 +195,16 @@ TEST_F(LoaderTest, RowsFetchOnlyTheirBytes) {
   ASSERT_EQ(2u, source_->reads.size());
   EXPECT_EQ(kHeaderNbytes + 500'000u, source_->reads[1].offset);
   EXPECT_EQ(3000u, source_->reads[1].nbytes);
+}
+
+TEST_F(LoaderTest, RowsInTheFirstReadTakeNoOther) {
+  const std::string file = make_npy(100, 100);
+  for (const size_t chunk : {100, 1000, 16384}) {
+    make_source(file)->chunk_nbytes = chunk;
+    EXPECT_EQ("", load_rows(50, 53));
+    EXPECT_EQ(file.substr(kHeaderNbytes + 5000, 300), data()) << chunk;
+    EXPECT_EQ(1u, source_->reads.size());
+  }
 }
 
 TEST_F(LoaderTest, RowsFollowTheRulesOfSlices) {

@@ -26,6 +26,7 @@ class MemorySource final : public Source {
   size_t ends_at = std::string::npos;  // the object ends there, whatever its size says
   std::exception_ptr fault;            // of every read but the first
   bool changes_once = false;           // the first read is restarted half way
+  std::string changes_to;              // what the object is after forget()
   std::vector<Range> reads;
 
   const std::string& name() const override { return name_; }
@@ -50,6 +51,10 @@ class MemorySource final : public Source {
     sink.done(error);
   }
   void cancel(Sink&) override {}
+  void forget() override {
+    object_ = changes_to;
+    fault = nullptr;
+  }
 
  private:
   void send(Range range, Sink& sink) {

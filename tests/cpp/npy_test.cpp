@@ -135,7 +135,7 @@ const Row kCorpus[] = {
     {"Set", "{'descr'}", 1, "expected `:` but found `}` at byte 18;"},
     {"Bytes", "{b'descr'", 1, "expected a string, an integer,"},
     {"Surrogate", "{'\\ud800'", 1, "expected a Unicode character but found `\\ud800` at byte 12;"},
-    {"BadEscape", "{'\\x3'", 1, "expected 2 hexadecimal digits but found `\\x3'` at byte 12;"},
+    {"BadEscape", "{'\\x3'", 1, "expected 2 hexadecimal digits but found `\\x3` at byte 12;"},
     {"TwoSigns", with_shape("(--1,)"), 1, "expected an integer but found `-` at byte 62;"},
     {"BackslashAtTheEnd", with_shape("()") + "\\\n", 1, "expected a line after the backslash but"},
     {"Subarray", header_text("('<f4', (2,))"), 1,

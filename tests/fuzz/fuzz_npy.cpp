@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
+#include <vector>
 
 #include "base/error.h"
 #include "format/npy.h"
@@ -42,6 +43,24 @@ void check_dtype(const Dtype& dtype) {
   }
 }
 
+// A line end before the dict changes nothing, but keeps the header from being read as one that
+// numpy wrote: both ways must agree.
+void check_other_way(const NpyHeader& header, ByteView bytes) {
+  const size_t start = header.major == 1 ? 10 : 12;
+  const size_t header_nbytes = header.data_offset - start + 1;
+  if (header_nbytes > kMaxHeaderChars || bytes[start] != '{') return;
+  std::vector<uint8_t> longer(bytes.begin(), bytes.begin() + header.data_offset);
+  for (size_t i = 8; i < start; ++i) {
+    longer[i] = static_cast<uint8_t>(header_nbytes >> (8 * (i - 8)));
+  }
+  longer.insert(longer.begin() + start, '\n');
+  const NpyHeader other = parse_npy_header(longer);
+  require(other.descr == header.descr && other.shape == header.shape);
+  require(other.fortran_order == header.fortran_order && other.nbytes == header.nbytes);
+  require(other.dtype.type == header.dtype.type && other.dtype.unit == header.dtype.unit);
+  require(other.dtype.big_endian == header.dtype.big_endian);
+}
+
 void check_header(const NpyHeader& header, ByteView bytes) {
   require(header.data_offset <= bytes.size());
   require(header.shape.size() <= kMaxDims);
@@ -56,6 +75,7 @@ void check_header(const NpyHeader& header, ByteView bytes) {
   // What follows the header does not change it.
   const NpyHeader again = parse_npy_header(bytes.first(header.data_offset));
   require(again.descr == header.descr && again.shape == header.shape);
+  check_other_way(header, bytes);
 }
 
 void parse(ByteView bytes) {

@@ -233,12 +233,12 @@ class ObjectServer:
         headers = {"Content-Length": str(len(answer.body))} | answer.headers
         head = f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Status')}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-        if answer.send_head:
-            connection.sendall(head.encode("latin-1"))
         part = memoryview(body)[: answer.cut]
         if answer.send_head:
+            with self._changed:  # before the client can know that it has them
+                self.sent_nbytes += len(part)
+            connection.sendall(head.encode("latin-1"))
             connection.sendall(part)
-            self.sent_nbytes += len(part)
         if answer.cut is None and answer.send_head:
             return headers.get("Connection") != "close"
         if answer.cut_by == "stall":
