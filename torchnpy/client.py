@@ -110,7 +110,7 @@ class Client:
         self._native = _C.Client(**native)
 
     def list(self, prefix: str, *, suffix: str = "") -> Iterator[ObjectInfo]:
-        """Yields the objects whose URL begins with ``prefix`` and ends with ``suffix``.
+        """The objects whose URL begins with ``prefix`` and ends with ``suffix``.
 
         In the store's order (S3: of the keys' bytes), by ListObjectsV2, a page at a time.
 
@@ -118,14 +118,21 @@ class Client:
             UnsupportedError: ``prefix`` is not an ``s3://`` URL.
             TransportError: The store refused, or could not be reached.
         """
-        continuation = ""
-        while True:
-            page, continuation = self._native.list(os.fsencode(prefix), continuation)
-            for entry in page:
-                if entry[0].endswith(suffix):
-                    yield ObjectInfo(*entry)
-            if not continuation:
-                return
+        encoded = prefix.encode("utf-8", "surrogateescape")
+        # The first page now, so that what is wrong raises here and not where it is consumed.
+        first = self._native.list(encoded, "")
+
+        def pages() -> Iterator[ObjectInfo]:
+            page, continuation = first
+            while True:
+                for entry in page:
+                    if entry[0].endswith(suffix):
+                        yield ObjectInfo(*entry)
+                if not continuation:
+                    return
+                page, continuation = self._native.list(encoded, continuation)
+
+        return pages()
 
     def metrics(self) -> dict[str, int | float]:
         """Counts since this client was made, by name: requests, retries, bytes received..."""
@@ -156,9 +163,11 @@ _default: Client | None = None
 
 def default_client() -> Client:
     """The client that is used where none is given, also by ``torch.ops.npy``; made at first use."""
+    global _default
     if _default is None:
-        set_default_client(Client())
-    assert _default is not None
+        client = Client()
+        client._native = _C.default_client()  # the ops may have made it already
+        _default = client
     return _default
 
 

@@ -7,9 +7,10 @@ file, or bytes. An ``Array`` is a tensor; for a structured dtype a dict of tenso
 from __future__ import annotations
 
 import mmap as _mmap
+import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
 import torch
@@ -88,7 +89,7 @@ def load(
 
 
 def load_many(
-    sources: Sequence[Source], *, dtype: torch.dtype | None = None, client: Client | None = None
+    sources: Iterable[Source], *, dtype: torch.dtype | None = None, client: Client | None = None
 ) -> list[Array]:
     """Loads many arrays at once; the requests are in flight together.
 
@@ -98,6 +99,7 @@ def load_many(
     Raises:
         As load(); the first failure ends the rest.
     """
+    sources = list(sources)
     urls = [_encode(source) for source in sources if _is_url(source)]
     loaded = iter(_C.load_many(_native(client), urls, dtype))
     return [
@@ -121,15 +123,16 @@ def load_rows(
         ValueError: The array has shape ``()``.
         TransportError, FormatError, UnsupportedError, ValueError: See load().
     """
-    first = 0 if start is None else start
-    last = sys.maxsize if stop is None else stop
+    first = _slice_index(start, 0)
+    last = _slice_index(stop, sys.maxsize)
     if _is_url(source):
         return _C.load_rows(_native(client), _encode(source), first, last, dtype)
-    array = load(source, dtype=dtype)
+    data = _read_stream(source) if _is_stream(source) else cast(Buffer, source)
+    if header(data).shape == ():
+        raise ValueError("expected an array with rows but found one of shape (); load it whole")
+    array = load_npy(data, dtype=dtype)
     if isinstance(array, dict):
         return {name: field[first:last] for name, field in array.items()}
-    if array.dim() == 0:
-        raise ValueError("expected an array with rows but found one of shape (); load it whole")
     return array[first:last]
 
 
@@ -153,8 +156,16 @@ def _native(client: Client | None) -> _C.Client:
 
 
 def _encode(source: Url) -> bytes:
-    # Paths may hold bytes that are no UTF-8; URLs are passed as they are.
-    return os.fsencode(source)
+    name = os.fspath(source)
+    if "://" in name:
+        return name.encode("utf-8", "surrogateescape")
+    return os.fsencode(name)  # in the encoding of the file system
+
+
+def _slice_index(index: int | None, default: int) -> int:
+    if index is None:
+        return default
+    return max(-sys.maxsize, min(operator.index(index), sys.maxsize))
 
 
 def _is_url(source: Source) -> TypeGuard[Url]:
@@ -166,7 +177,8 @@ def _is_stream(source: Source) -> TypeGuard[BinaryIO]:
 
 
 def _stream_name(stream: BinaryIO) -> str:
-    return str(getattr(stream, "name", "<stream>"))
+    name = str(getattr(stream, "name", "<stream>"))
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_more(stream: BinaryIO, data: bytearray, goal: int) -> None:
@@ -186,7 +198,11 @@ def _read_header(stream: BinaryIO) -> tuple[NpyHeader, bytearray]:
     return NpyHeader(*_C.parse_header(data, name)), data
 
 
-def _load_stream(stream: BinaryIO, dtype: torch.dtype | None) -> Array:
+def _read_stream(stream: BinaryIO) -> bytearray:
     found, data = _read_header(stream)
     _read_more(stream, data, found.data_offset + found.nbytes)
-    return _C.load_named(data, _stream_name(stream), dtype)
+    return data
+
+
+def _load_stream(stream: BinaryIO, dtype: torch.dtype | None) -> Array:
+    return _C.load_named(_read_stream(stream), _stream_name(stream), dtype)

@@ -180,6 +180,18 @@ struct NpyLoader::State final : Sink {
     header = std::move(parsed);
   }
 
+  OwnedBytes allocate(uint64_t nbytes) {
+    try {
+      return allocator.allocate(nbytes);
+    } catch (const std::exception& error) {
+      if (source->nbytes()) throw;
+      // The server did not say how much there is, so nothing spoke against the header.
+      throw FormatError(fmt::format(
+          "expected an array that fits into memory but found a header of {} bytes of data ({})",
+          header->nbytes, error.what()));
+    }
+  }
+
   MutableBytes room(uint64_t offset, size_t want) override {
     if (!header) {
       // A header is seldom longer than 128 bytes; what is read beyond it is copied.
@@ -205,7 +217,7 @@ struct NpyLoader::State final : Sink {
     const std::optional<uint64_t> data_offset = find_npy_data_offset(prefix);
     if (!data_offset || prefix.size() < *data_offset) return;
     read_header(prefix);
-    destination.memory = allocator.allocate(destination.end - destination.begin);
+    destination.memory = allocate(destination.end - destination.begin);
     filled_end = std::clamp<uint64_t>(prefix.size(), destination.begin, destination.end);
     if (filled_end > destination.begin) {
       std::memcpy(destination.memory.bytes.data(), &prefix[destination.begin],

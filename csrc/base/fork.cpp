@@ -31,4 +31,19 @@ uint64_t fork_count() {
   return forks.load(std::memory_order_relaxed);
 }
 
+void ThreadCount::add(int64_t change) {
+  const uint64_t generation = fork_count() << 32;
+  uint64_t seen = state_.load();
+  uint64_t wanted;
+  do {
+    const uint64_t current = (seen >> 32 << 32) == generation ? seen : generation;
+    wanted = current + static_cast<uint64_t>(change);
+  } while (!state_.compare_exchange_weak(seen, wanted));
+}
+
+bool ThreadCount::is_zero() const {
+  const uint64_t seen = state_.load();
+  return (seen >> 32) != (fork_count() & 0xFFFFFFFF) || (seen & 0xFFFFFFFF) == 0;
+}
+
 }  // namespace torchnpy

@@ -1,6 +1,7 @@
 // What survives fork(2). DataLoader forks its workers, at any moment.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 
@@ -15,5 +16,19 @@ std::mutex& process_mutex();
 // under another count belongs to an ancestor: its threads do not exist here, and its
 // sockets are shared with it.
 uint64_t fork_count();
+
+// Counts threads that are inside something. Those of the parent do not exist in a forked
+// child, which starts from zero.
+class ThreadCount {
+ public:
+  void enter() { add(+1); }
+  void leave() { add(-1); }
+  bool is_zero() const;
+
+ private:
+  void add(int64_t change);
+  // The fork_count() in its upper half.
+  std::atomic<uint64_t> state_{0};
+};
 
 }  // namespace torchnpy

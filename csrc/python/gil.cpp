@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <thread>
 #include <utility>
 
+#include "base/fork.h"
 #include "base/wait.h"
 #include "transport/engine.h"
 
@@ -29,6 +31,12 @@ bool is_finalizing() { return _Py_IsFinalizing() != 0; }
 // True of the thread that forked too, in its child.
 bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
+void forget_raised() {
+  Py_CLEAR(raised_type);
+  Py_CLEAR(raised_value);
+  Py_CLEAR(raised_trace);
+}
+
 // Runs the signal handlers that are due; true when one of them raised.
 bool check_signals() {
   if (!is_main_thread() || is_finalizing()) return false;
@@ -38,11 +46,10 @@ bool check_signals() {
     // Under TorchScript the error arrives as a RuntimeError, which programs catch. The signal
     // is put back, so that Ctrl-C ends the program all the same; raise_interrupt() takes it.
     PyErr_Clear();
+    forget_raised();
     PyErr_SetInterruptEx(SIGINT);
   } else if (raised) {
-    Py_CLEAR(raised_type);
-    Py_CLEAR(raised_value);
-    Py_CLEAR(raised_trace);
+    forget_raised();
     PyErr_Fetch(&raised_type, &raised_value, &raised_trace);
   }
   PyGILState_Release(gil);
@@ -56,10 +63,30 @@ struct PendingRelease {
   PendingRelease* next;
 };
 std::atomic<PendingRelease*> pending{nullptr};
-// Threads that may be calling into the interpreter to have the list drained, and whether
-// they still may: once it is closed the views of C++ leak, and the process ends.
-std::atomic<int> scheduling{0};
-std::atomic<bool> closed{false};
+// Through which threads that do not hold the GIL call into the interpreter, until the
+// process ends: CPython ends a thread that asks a finalizing interpreter for the GIL by
+// unwinding it, and aborts the process where C++ does not let it.
+class Gate {
+ public:
+  // True: call, then leave(). False: it is closed.
+  bool enter() {
+    inside_.enter();
+    if (!closed_) return true;
+    inside_.leave();
+    return false;
+  }
+  void leave() { inside_.leave(); }
+  // Returns when nobody is inside. Without the GIL, which they may be waiting for.
+  void close() {
+    closed_ = true;
+    while (!inside_.is_zero()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+
+ private:
+  ThreadCount inside_;
+  std::atomic<bool> closed_{false};
+};
+Gate gate;
 
 int drain_pending(void* = nullptr) {
   PendingRelease* entry = pending.exchange(nullptr);
@@ -71,20 +98,19 @@ int drain_pending(void* = nullptr) {
   return 0;
 }
 
-void schedule_drain() {
-  ++scheduling;
-  // Fails when 32 calls are waiting; a later release or load drains the list then.
-  if (!closed) Py_AddPendingCall(drain_pending, nullptr);
-  --scheduling;
-}
-
 }  // namespace
 
-ReleasedGil::ReleasedGil() : state_(PyEval_SaveThread()) {}
+ReleasedGil::ReleasedGil() {
+  // Of an earlier wait inside a scripted model, where nobody could raise it.
+  if (raised_type != nullptr && is_main_thread()) forget_raised();
+  state_ = PyEval_SaveThread();
+}
 
 ReleasedGil::~ReleasedGil() {
-  while (is_finalizing()) pause();
+  const bool entered = gate.enter();
+  while (!entered && !is_main_thread()) pause();
   PyEval_RestoreThread(state_);
+  if (entered) gate.leave();
 }
 
 void install_interrupt_check() { set_interrupt_check(check_signals); }
@@ -105,17 +131,21 @@ void drain_released_buffers() {
 void release_buffer(Py_buffer* view) noexcept {
   // torch gives up the GIL while it destroys a tensor that Python dropped. This thread comes
   // from Python, then, and takes it again in any case; a thread of C++ never does.
-  if (!closed && PyGILState_GetThisThreadState() != nullptr) {
+  const bool is_python = PyGILState_GetThisThreadState() != nullptr;
+  const bool entered = gate.enter();
+  if (is_python && entered) {
     const PyGILState_STATE gil = PyGILState_Ensure();
     PyBuffer_Release(view);
     PyGILState_Release(gil);
     delete view;
-    return;
+  } else {
+    auto* entry = new PendingRelease{view, pending.load()};
+    while (!pending.compare_exchange_weak(entry->next, entry)) {
+    }
+    // Fails when 32 calls are waiting; a later release or load drains the list then.
+    if (entered) Py_AddPendingCall(drain_pending, nullptr);
   }
-  auto* entry = new PendingRelease{view, pending.load()};
-  while (!pending.compare_exchange_weak(entry->next, entry)) {
-  }
-  schedule_drain();
+  if (entered) gate.leave();
 }
 
 void end_python() noexcept {
@@ -123,10 +153,9 @@ void end_python() noexcept {
     const ReleasedGil released;
     end_waits();
     shutdown_engine();
+    gate.close();
   }
   drain_pending();
-  closed = true;
-  while (scheduling != 0) std::this_thread::yield();
 }
 
 }  // namespace torchnpy

@@ -7,8 +7,8 @@
 namespace torchnpy {
 
 // Releases the GIL while it lives. Unlike PyEval_RestoreThread alone it never ends a thread
-// by unwinding it through C++ frames when the interpreter is finalizing: such a thread
-// sleeps until the process is gone.
+// by unwinding it through C++ frames when the interpreter is finalizing: after end_python()
+// all threads but the main one sleep until the process is gone.
 class ReleasedGil {
  public:
   ReleasedGil();

@@ -55,69 +55,90 @@ py::tuple wrap_header(const NpyHeader& header) {
                         py::make_tuple(header.major, header.minor), header.dtype.unit);
 }
 
-// A contiguous buffer of any object that exports one, held while a tensor views it.
-c10::Storage share_buffer(Py_buffer* view, ByteView part) {
-  return share_bytes({const_cast<uint8_t*>(part.data()), part.size()}, view,
-                     [](void* context) { release_buffer(static_cast<Py_buffer*>(context)); });
-}
+// What messages call bytes that have no name.
+constexpr char kBytesName[] = "<bytes>";
 
-Array decode_tensor(const at::Tensor& data, std::string_view name, bool copy,
-                    std::optional<at::ScalarType> dtype) {
+ByteView bytes_of(const at::Tensor& data) {
   if (data.element_size() != 1 || !data.device().is_cpu() || !data.is_contiguous()) {
     throw ArgumentError(
         "data: expected a contiguous tensor of bytes (torch.uint8) on the CPU but found " +
         std::string(c10::toString(data.scalar_type())) + " on " + data.device().str() +
         (data.is_contiguous() ? "" : ", not contiguous"));
   }
-  const ByteView bytes(static_cast<const uint8_t*>(data.const_data_ptr()), data.nbytes());
-  return decode(bytes, name, dtype, [&](ByteView part) {
+  return {static_cast<const uint8_t*>(data.const_data_ptr()), data.nbytes()};
+}
+
+// A contiguous buffer of any object that exports one, held for as long as this lives.
+struct ReleaseBuffer {
+  void operator()(Py_buffer* view) const { release_buffer(view); }
+};
+using Buffer = std::unique_ptr<Py_buffer, ReleaseBuffer>;
+
+Buffer export_buffer(PyObject* data) {
+  Buffer view(new Py_buffer{});
+  if (PyObject_GetBuffer(data, view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
+  return view;
+}
+
+ByteView bytes_of(const Buffer& view) {
+  return {static_cast<const uint8_t*>(view->buf), static_cast<size_t>(view->len)};
+}
+
+MutableBytes as_mutable(ByteView bytes) {
+  return {const_cast<uint8_t*>(bytes.data()), bytes.size()};
+}
+
+Array decode_tensor(const at::Tensor& data, bool copy, std::optional<at::ScalarType> dtype) {
+  return decode(bytes_of(data), dtype, [&](ByteView part) {
     // The storage, not the tensor: to drop a tensor that Python knows takes the GIL.
     auto owner = std::make_shared<c10::Storage>(data.storage());
-    c10::Storage shared =
-        share_bytes({{const_cast<uint8_t*>(part.data()), part.size()}, std::move(owner)});
+    // A resize would free the memory but not the storage.
+    if (!copy) owner->unsafeGetStorageImpl()->set_resizable(false);
+    c10::Storage shared = share_bytes({as_mutable(part), std::move(owner)});
     return copy ? copy_storage(shared) : shared;
   });
 }
 
 Array decode_object(PyObject* data, std::string_view name, bool copy,
                     std::optional<at::ScalarType> dtype) {
-  if (THPVariable_Check(data)) {
-    return decode_tensor(THPVariable_Unpack(data), name, copy, dtype);
-  }
-  const auto release = [](Py_buffer* view) { release_buffer(view); };
-  std::unique_ptr<Py_buffer, decltype(release)> view(new Py_buffer{}, release);
-  if (PyObject_GetBuffer(data, view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
-  const ByteView bytes(static_cast<const uint8_t*>(view->buf), static_cast<size_t>(view->len));
-  return decode(bytes, name, dtype, [&](ByteView part) {
-    c10::Storage shared = share_buffer(view.release(), part);
-    return copy ? copy_storage(shared) : shared;
-  });
-}
-
-py::object load_named(const py::object& data, const std::string& name, const py::object& dtype) {
-  return wrap(decode_object(data.ptr(), name, /*copy=*/false, parse_dtype(dtype)));
-}
-
-// Calls `read` on the bytes that `data` exports.
-template <typename Read>
-auto read_buffer(const py::buffer& data, const std::string& name, Read read) {
-  const py::buffer_info info = data.request();
   try {
-    return read(ByteView(static_cast<const uint8_t*>(info.ptr),
-                         static_cast<size_t>(info.size * info.itemsize)));
+    if (THPVariable_Check(data)) return decode_tensor(THPVariable_Unpack(data), copy, dtype);
+    Buffer view = export_buffer(data);
+    return decode(bytes_of(view), dtype, [&](ByteView part) {
+      c10::Storage shared = share_bytes(as_mutable(part), view.release(), [](void* context) {
+        release_buffer(static_cast<Py_buffer*>(context));
+      });
+      return copy ? copy_storage(shared) : shared;
+    });
   } catch (Error& error) {
     error.add_context(name);
     throw;
   }
 }
 
-py::tuple parse_header(const py::buffer& data, const std::string& name) {
-  return read_buffer(data, name,
-                     [](ByteView bytes) { return wrap_header(parse_npy_header(bytes)); });
+py::object load_named(const py::object& data, const std::string& name, const py::object& dtype) {
+  return wrap(decode_object(data.ptr(), name, /*copy=*/false, parse_dtype(dtype)));
 }
 
-std::optional<uint64_t> find_data_offset(const py::buffer& data, const std::string& name) {
-  return read_buffer(data, name, find_npy_data_offset);
+// Calls `read` on the bytes of `data`.
+template <typename Read>
+auto read_bytes(const py::object& data, const std::string& name, Read read) {
+  try {
+    if (THPVariable_Check(data.ptr())) return read(bytes_of(THPVariable_Unpack(data.ptr())));
+    return read(bytes_of(export_buffer(data.ptr())));
+  } catch (Error& error) {
+    error.add_context(name);
+    throw;
+  }
+}
+
+py::tuple parse_header(const py::object& data, const std::string& name) {
+  return read_bytes(data, name,
+                    [](ByteView bytes) { return wrap_header(parse_npy_header(bytes)); });
+}
+
+std::optional<uint64_t> find_data_offset(const py::object& data, const std::string& name) {
+  return read_bytes(data, name, find_npy_data_offset);
 }
 
 // Runs `work`, which may wait for I/O, without the GIL.
@@ -157,7 +178,20 @@ py::list load_objects(Client& client, const std::vector<std::string>& urls,
 std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   ClientOptions options;
   const auto set = [&kwargs](const char* name, auto& field) {
-    if (kwargs.contains(name)) field = kwargs[name].cast<std::decay_t<decltype(field)>>();
+    if (!kwargs.contains(name)) return;
+    const py::object value = kwargs[name];
+    try {
+      field = value.cast<std::decay_t<decltype(field)>>();
+    } catch (const py::cast_error&) {
+      // Headers and proxies may hold secrets.
+      const bool is_number = PyLong_Check(value.ptr()) != 0;
+      const std::string found = is_number ? py::repr(value).cast<std::string>()
+                                          : std::string(Py_TYPE(value.ptr())->tp_name);
+      const std::string message =
+          std::string(name) + ": expected a value of its type and range but found " + found;
+      if (is_number) throw ArgumentError(message);
+      throw py::type_error(message);
+    }
   };
   set("endpoint", options.endpoint);
   set("region", options.region);
@@ -200,12 +234,18 @@ const char* transport_class(const TransportError& error) {
   return "TransportError";
 }
 
+// Messages hold names of files and words of servers, which need not be UTF-8.
+void raise_text(PyObject* type, std::string_view text) {
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
+  if (message) PyErr_SetObject(type, message.ptr());
+}
+
 // Registered for all modules that share torch's pybind11, so that torch.ops calls raise the
 // same types as plain functions.
 void translate(std::exception_ptr error) {
   const auto raise = [](const char* name, const Error& e) {
-    const py::object type = py::module_::import("torchnpy.errors").attr(name);
-    PyErr_SetString(type.ptr(), e.what());
+    raise_text(py::module_::import("torchnpy.errors").attr(name).ptr(), e.what());
   };
   try {
     std::rethrow_exception(error);
@@ -220,7 +260,7 @@ void translate(std::exception_ptr error) {
   } catch (const LockError& e) {
     raise("LockError", e);
   } catch (const ArgumentError& e) {
-    PyErr_SetString(PyExc_ValueError, e.what());
+    raise_text(PyExc_ValueError, e.what());
   }
 }
 
@@ -231,7 +271,7 @@ void raise_python(const std::exception_ptr& error) {
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   } catch (const std::exception& e) {
-    PyErr_SetString(PyExc_RuntimeError, e.what());
+    raise_text(PyExc_RuntimeError, e.what());
   }
 }
 
@@ -276,7 +316,9 @@ LoadNpyArguments parse_arguments(PyObject* const* args, Py_ssize_t count, PyObje
   const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   for (Py_ssize_t i = 0; i < keywords; ++i) {
     PyObject* const value = args[count + i];
-    const std::string_view name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+    const char* const name_text = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+    if (name_text == nullptr) throw py::error_already_set();
+    const std::string_view name = name_text;
     if (name == "copy") {
       const int truth = PyObject_IsTrue(value);
       if (truth < 0) throw py::error_already_set();

@@ -18,9 +18,11 @@ struct ArrayLoad {
   Array finish(const LoadOptions& options) {
     try {
       const bool shared = loader.is_view();
-      return make_array(loader.header(),
-                        shared ? share_bytes(std::move(loader.data())) : allocator.take(), !shared,
-                        options.dtype);
+      Array array = make_array(loader.header(),
+                               shared ? share_bytes(std::move(loader.data())) : allocator.take(),
+                               !shared, options.dtype);
+      if (options.single) return single_tensor(std::move(array));
+      return array;
     } catch (Error& error) {
       error.add_context(loader.source().name());
       throw;
@@ -88,11 +90,11 @@ at::Tensor fetch(Client& client, const std::string& url, uint64_t offset, uint64
   return at::empty({0}, at::kByte).set_(std::move(storage), 0, {count}, {1});
 }
 
-at::Tensor single_tensor(Array array, const std::string& name) {
+at::Tensor single_tensor(Array array) {
   if (at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return std::move(*tensor);
   throw UnsupportedError(
-      name + ": expected one tensor but found a structured array; load it with torchnpy.load(), " +
-      "which gives a dict");
+      "expected one tensor but found a structured array; load it with torchnpy.load(), which "
+      "gives a dict");
 }
 
 }  // namespace torchnpy

@@ -3,10 +3,8 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "base/error.h"
 #include "torch/tensor.h"
 #include "transport/client.h"
 
@@ -19,6 +17,7 @@ struct LoadOptions {
   bool mmap = true;  // map large local files
   std::optional<RowSlice> rows;
   std::optional<at::ScalarType> dtype;  // see make_array()
+  bool single = false;                  // refuse structured arrays, which are several tensors
 };
 
 // All of these block until the data is there, can be interrupted (base/wait.h), and throw the
@@ -32,25 +31,19 @@ NpyHeader read_header(Client& client, const std::string& url);
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset,
                  uint64_t nbytes = Range::kToEnd);
 
-// The array in `bytes`, which messages call `name`; its data shared with them unless it must be
-// copied (make_array()). `share` makes the storage of the data's part of `bytes`; not called when
-// the array is refused.
+// The array in `bytes`, its data shared with them unless it must be copied (make_array()).
+// `share` makes the storage of the data's part of `bytes`; not called when the array is refused.
+// Errors do not name the bytes.
 template <typename Share>
-Array decode(ByteView bytes, std::string_view name, std::optional<at::ScalarType> dtype,
-             Share share) {
-  try {
-    const NpyHeader header = parse_npy_header(bytes);
-    if (!dtype || header.dtype.type != ScalarType::kVoid) check_npy_loadable(header.dtype);
-    check_npy_data(header, bytes.size() - header.data_offset);
-    const ByteView data = bytes.subspan(header.data_offset, header.nbytes);
-    return make_array(header, share(data), /*exclusive=*/false, dtype);
-  } catch (Error& error) {
-    error.add_context(name);
-    throw;
-  }
+Array decode(ByteView bytes, std::optional<at::ScalarType> dtype, Share share) {
+  const NpyHeader header = parse_npy_header(bytes);
+  if (!dtype || header.dtype.type != ScalarType::kVoid) check_npy_loadable(header.dtype);
+  check_npy_data(header, bytes.size() - header.data_offset);
+  const ByteView data = bytes.subspan(header.data_offset, header.nbytes);
+  return make_array(header, share(data), /*exclusive=*/false, dtype);
 }
 
 // The only tensor of `array`. Throws UnsupportedError for a structured one.
-at::Tensor single_tensor(Array array, const std::string& name);
+at::Tensor single_tensor(Array array);
 
 }  // namespace torchnpy

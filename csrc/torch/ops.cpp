@@ -19,22 +19,28 @@ void use_ops() {}
 
 namespace {
 
+// An op gives tensors, not dicts.
+LoadOptions single_options() {
+  LoadOptions options;
+  options.single = true;
+  return options;
+}
+
 at::Tensor load_op(const std::string& url) {
-  return single_tensor(load(*Client::default_client(), url), url);
+  return single_tensor(load(*Client::default_client(), url, single_options()));
 }
 
 at::Tensor load_rows_op(const std::string& url, int64_t start, int64_t stop) {
-  LoadOptions options;
+  LoadOptions options = single_options();
   options.rows = RowSlice{start, stop};
-  return single_tensor(load(*Client::default_client(), url, options), url);
+  return single_tensor(load(*Client::default_client(), url, options));
 }
 
 std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
-  std::vector<Array> arrays = load_many(*Client::default_client(), urls.vec());
   std::vector<at::Tensor> tensors;
-  tensors.reserve(arrays.size());
-  for (size_t i = 0; i < arrays.size(); ++i) {
-    tensors.push_back(single_tensor(std::move(arrays[i]), urls[i]));
+  tensors.reserve(urls.size());
+  for (Array& array : load_many(*Client::default_client(), urls.vec(), single_options())) {
+    tensors.push_back(single_tensor(std::move(array)));
   }
   return tensors;
 }
@@ -71,7 +77,12 @@ at::Tensor decode_op(const at::Tensor& data) {
     if (!part.empty()) std::memcpy(memory.bytes.data(), part.data(), part.size());
     return allocator.take();
   };
-  return single_tensor(decode(bytes, kBytesName, std::nullopt, copy), kBytesName);
+  try {
+    return single_tensor(decode(bytes, std::nullopt, copy));
+  } catch (Error& error) {
+    error.add_context("<bytes>");
+    throw;
+  }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -68,6 +69,16 @@ Sizes make_strides(at::IntArrayRef sizes, bool fortran_order, int64_t step) {
 
 Sizes to_sizes(const std::vector<uint64_t>& shape) { return Sizes(shape.begin(), shape.end()); }
 
+// Whether some array loads as `type`; quantized types, for example, need more than bits.
+bool is_loaded(at::ScalarType type) {
+  for (int i = 0; i < static_cast<int>(ScalarType::kStructured); ++i) {
+    Dtype dtype;
+    dtype.type = static_cast<ScalarType>(i);
+    if (find_scalar_type(dtype) == type) return true;
+  }
+  return false;
+}
+
 // What elements of `dtype` become, given the caller's word on bits that have no name.
 at::ScalarType resolve_type(const Dtype& dtype, std::optional<at::ScalarType> wanted) {
   const std::optional<at::ScalarType> named = find_scalar_type(dtype);
@@ -84,6 +95,10 @@ at::ScalarType resolve_type(const Dtype& dtype, std::optional<at::ScalarType> wa
         wanted_name, format_dtype(dtype)));
   }
   if (dtype.type != ScalarType::kVoid) check_npy_loadable(dtype);  // throws
+  if (!is_loaded(*wanted)) {
+    throw ArgumentError(
+        fmt::format("expected a dtype of plain numbers but found dtype={}", wanted_name));
+  }
   if (c10::elementSize(*wanted) != dtype.itemsize) {
     throw ArgumentError(fmt::format("expected items of {} bytes (dtype={}) but found {} bytes ({})",
                                     c10::elementSize(*wanted), wanted_name, dtype.itemsize,
@@ -96,9 +111,9 @@ bool is_aligned(const void* data, uint64_t nbytes) {
   return reinterpret_cast<uintptr_t>(data) % nbytes == 0;
 }
 
-void make_native(MutableBytes bytes, const Dtype& dtype) {
+void make_native(MutableBytes bytes, const Dtype& dtype, at::ScalarType type) {
   if (dtype.big_endian && swap_width(dtype) > 1) swap_bytes(bytes, swap_width(dtype));
-  if (dtype.type == ScalarType::kBool) normalize_bools(bytes);
+  if (type == at::kBool) normalize_bools(bytes);
 }
 
 at::Tensor make_plain(const NpyHeader& header, c10::Storage storage, bool exclusive,
@@ -109,9 +124,9 @@ at::Tensor make_plain(const NpyHeader& header, c10::Storage storage, bool exclus
   if (header.count == 0) return at::empty(sizes, type);
   const bool misplaced = !is_aligned(storage.data(), dtype.itemsize);
   const bool foreign = (dtype.big_endian && swap_width(dtype) > 1) ||
-                       (dtype.type == ScalarType::kBool && !are_bools(bytes_of(storage)));
+                       (type == at::kBool && !are_bools(bytes_of(storage)));
   if (misplaced || (foreign && !exclusive)) storage = copy_storage(storage);
-  if (foreign) make_native(bytes_of(storage), dtype);
+  if (foreign) make_native(bytes_of(storage), dtype, type);
   return tensor_over(std::move(storage), type, sizes, make_strides(sizes, header.fortran_order, 1),
                      0);
 }
@@ -137,7 +152,7 @@ at::Tensor gather_field(const NpyHeader& header, const c10::Storage& storage,
     from += header.dtype.itemsize;
     to += field.field_nbytes;
   }
-  make_native(bytes_of(copy), field.dtype);
+  make_native(bytes_of(copy), field.dtype, field.type);
   return tensor_over(copy, field.type, field.sizes, strides, 0);
 }
 
@@ -205,6 +220,12 @@ void add_fields(const NpyHeader& header, const c10::Storage& storage,
     for (const uint64_t dim : field.shape) {
       sizes.push_back(static_cast<int64_t>(dim));
       count *= static_cast<int64_t>(dim);
+    }
+    if (std::ranges::any_of(tensors, [&](const NamedTensor& t) { return t.name == name; })) {
+      throw UnsupportedError(fmt::format(
+          "expected fields of different names but found '{}' twice: once nested, as outer.inner; "
+          "save the array with other names",
+          name));
     }
     const uint64_t nbytes = static_cast<uint64_t>(count) * field.dtype.itemsize;
     tensors.push_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from torchnpy.client import Client, default_client
 from torchnpy.io import Array, load, load_many
 
-Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | Callable[[str], Any]
+Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | os.PathLike[str] | Callable[[str], Any]
 
 
 class NpyDataset(Dataset[Any]):
@@ -43,6 +44,8 @@ class NpyDataset(Dataset[Any]):
         client: Client | None = None,
     ) -> None:
         self._urls = list(urls)
+        if isinstance(labels, os.PathLike):
+            labels = os.fspath(labels)
         self._labels = labels
         self._transform = transform
         self._dtype = dtype
@@ -120,7 +123,7 @@ class NpyDataset(Dataset[Any]):
     def _load_labels(self, url: str) -> torch.Tensor:
         labels = load(url, client=self._client)
         if isinstance(labels, dict) or labels.dim() == 0:
-            raise ValueError(f"labels: expected an array with one row a sample in {url}")
+            raise ValueError("labels: expected an array with one row a sample but found shape ()")
         self._check_label_count(len(labels))
         return labels
 
