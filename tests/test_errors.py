@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -216,3 +218,68 @@ def test_a_client_shows_and_pickles_no_secret(monkeypatch: pytest.MonkeyPatch) -
     client = tnp.Client(headers=headers, proxy=proxy)
     assert "secret" not in repr(client)
     assert b"environment secret" not in pickle.dumps(client)
+
+
+SECRET = "X-Amz-Signature=5EC2E7"
+
+
+def test_an_op_names_a_structured_array_without_its_query(server: ObjectServer) -> None:
+    url = server.put("/x.npy", npy(np.zeros(3, [("a", "<f4")])))
+    for call in (torch.ops.npy.load, lambda u: torch.ops.npy.load_many([u])):
+        with pytest.raises(tnp.UnsupportedError, match=r"/x\.npy: expected one tensor") as caught:
+            call(f"{url}?{SECRET}")
+        assert SECRET not in str(caught.value)
+
+
+def test_a_servers_words_need_not_be_utf8(server: ObjectServer) -> None:
+    url = server.put("/x.npy", b"")
+    server.always("/x.npy", status(403, "Zugriff verweigert für Sie".encode("latin-1")))
+    with pytest.raises(PermissionError, match="HTTP 403"):
+        tnp.load(url)
+
+
+def test_a_files_name_need_not_be_utf8(tmp_path: Path) -> None:
+    missing = tmp_path / os.fsdecode(b"\xff.npy")
+    with pytest.raises(FileNotFoundError) as caught:
+        tnp.load(missing)
+    assert str(missing) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"part_nbytes": -1}, ValueError),
+        ({"retries": 10**12}, ValueError),
+        ({"retries": "3"}, TypeError),
+        ({"endpoint": 5}, (TypeError, ValueError)),
+        ({"headers": {"a": 5}}, TypeError),
+    ],
+)
+def test_an_option_of_another_type_is_named(
+    options: dict[str, Any], kind: type[Exception] | tuple[type[Exception], ...]
+) -> None:
+    with pytest.raises(kind, match=f"^{next(iter(options))}: expected "):
+        tnp.Client(**options)
+
+
+def test_wrong_arguments_show_no_url(server: ObjectServer) -> None:
+    with pytest.raises(TypeError) as caught:
+        tnp.load_rows(f"{server.url}/x.npy?{SECRET}", 0, 1.5)  # type: ignore[arg-type]
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [(), (b"", b""), (b"", None, None)])
+def test_load_npy_takes_one_positional_argument(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match=r"^load_npy: expected"):
+        tnp.load_npy(*arguments)
+
+
+@pytest.mark.parametrize("name", ["other", "\udc80"])
+def test_load_npy_refuses_other_keywords(name: str) -> None:
+    with pytest.raises((TypeError, UnicodeEncodeError)):
+        tnp.load_npy(b"", **{name: 1})
+
+
+def test_a_listing_of_http_is_refused_at_once() -> None:
+    with pytest.raises(tnp.UnsupportedError, match="HTTP has no listings"):
+        tnp.Client().list("http://127.0.0.1/x")

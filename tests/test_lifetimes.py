@@ -414,3 +414,18 @@ def test_deaths_without_the_gil_are_made_up_for() -> None:
         """
     )
     assert out == "0\n"
+
+
+def test_a_tensor_that_is_viewed_cannot_be_resized() -> None:
+    data = torch.frombuffer(bytearray(npy(ARRAY)), dtype=torch.uint8).clone()
+    view = tnp.load_npy(data)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        data.resize_(10 * NBYTES)
+    assert torch.equal(view, EXPECTED)
+
+
+def test_a_copy_leaves_its_tensor_resizable() -> None:
+    data = torch.frombuffer(bytearray(npy(ARRAY)), dtype=torch.uint8).clone()
+    copy = tnp.load_npy(data, copy=True)
+    data.resize_(10 * NBYTES)
+    assert torch.equal(copy, EXPECTED)

@@ -107,3 +107,11 @@ def test_moto_serves_a_batch(moto: MotoServer, monkeypatch: pytest.MonkeyPatch) 
     urls = [moto.put(f"many/{i}.npy", npy(np.full(3, i))) for i in range(20)]
     loaded = tnp.load_many(urls, client=tnp.Client(endpoint=moto.endpoint))
     assert [x.tolist() for x in loaded] == [[i] * 3 for i in range(20)]
+
+
+def test_an_iterator_of_sources_is_read_once(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.npy" for i in range(5)]
+    for i, path in enumerate(paths):
+        np.save(path, np.full(3, i))
+    loaded = tnp.load_many(path for path in paths)
+    assert [array[0].item() for array in loaded] == list(range(5))

@@ -313,6 +313,25 @@ def test_an_exit_under_full_load_is_clean(tls_server: ObjectServer, ca_file: str
         )
 
 
+def test_an_exit_while_daemon_threads_finish_loads_is_clean() -> None:
+    for _ in range(8):  # it takes a load that ends just then
+        run_script(
+            """
+            import numpy, tempfile, threading, time, torchnpy as tnp
+            path = tempfile.mkdtemp() + "/x.npy"
+            numpy.save(path, numpy.zeros(3))
+
+            def work():
+                while True:
+                    tnp.load(path)
+
+            for _ in range(3):
+                threading.Thread(target=work, daemon=True).start()
+            time.sleep(0.05)
+            """
+        )
+
+
 # A network of its own, in which the only name server takes questions and never answers.
 SILENT_DNS = """
 import ctypes, os, signal, socket, subprocess, sys, threading
