@@ -235,18 +235,71 @@ void raise_python(const std::exception_ptr& error) {
   }
 }
 
-// load_npy(data, copy, dtype), positional. Called by CPython's vector call itself: pybind11's
-// dispatch would take longer than the decoding.
-PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count) noexcept {
-  if (count != 3) {
-    PyErr_Format(PyExc_TypeError, "load_npy: expected 3 arguments but found %zd", count);
-    return nullptr;
+constexpr char kLoadNpyDoc[] = R"(load_npy(data, *, copy=False, dtype=None)
+--
+
+Decodes the ``.npy`` in ``data`` without copying it.
+
+The tensor keeps ``data`` alive and shares its memory, also that of immutable ``bytes``: write
+to it only if nobody else reads them. A bytearray cannot be resized while the tensor lives. Data
+that is not aligned for its dtype, is big-endian, or holds bools other than 0 and 1 is copied.
+
+Args:
+    data: bytes, bytearray, memoryview, mmap, a numpy array or a torch.uint8 tensor, contiguous.
+        What follows the array is ignored.
+    copy: Always copy; the result then owns its memory.
+    dtype: What the items are, where the file cannot say (``V1``, ``V2``): their bits are
+        reinterpreted. Never casts.
+
+Returns:
+    A tensor of the array's shape; in Fortran order as strides.
+
+Raises:
+    FormatError: ``data`` breaks the format, or is truncated.
+    UnsupportedError: Object arrays (a pickle), text, long double, void without ``dtype``.
+    ValueError: ``dtype`` is neither what the file says nor of the size of its items.
+)";
+
+struct LoadNpyArguments {
+  PyObject* data = nullptr;
+  bool copy = false;
+  std::optional<at::ScalarType> dtype;
+};
+
+LoadNpyArguments parse_arguments(PyObject* const* args, Py_ssize_t count, PyObject* names) {
+  LoadNpyArguments parsed;
+  if (count > 1) {
+    throw py::type_error("load_npy: expected data and keywords but found " + std::to_string(count) +
+                         " positional arguments");
   }
+  if (count == 1) parsed.data = args[0];
+  const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  for (Py_ssize_t i = 0; i < keywords; ++i) {
+    PyObject* const value = args[count + i];
+    const std::string_view name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+    if (name == "copy") {
+      const int truth = PyObject_IsTrue(value);
+      if (truth < 0) throw py::error_already_set();
+      parsed.copy = truth != 0;
+    } else if (name == "dtype") {
+      parsed.dtype = parse_dtype(value);
+    } else if (name == "data" && parsed.data == nullptr) {
+      parsed.data = value;
+    } else {
+      throw py::type_error("load_npy: expected data, copy and dtype, once each, but found " +
+                           std::string(name));
+    }
+  }
+  if (parsed.data == nullptr) throw py::type_error("load_npy: expected data but found none");
+  return parsed;
+}
+
+// A function of CPython itself: pybind11's dispatch takes longer than the decoding.
+PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) noexcept {
   try {
     drain_released_buffers();
-    const Array array =
-        decode_object(args[0], kBytesName, args[1] == Py_True, parse_dtype(args[2]));
-    return wrap(array).release().ptr();
+    const LoadNpyArguments parsed = parse_arguments(args, count, names);
+    return wrap(decode_object(parsed.data, kBytesName, parsed.copy, parsed.dtype)).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -259,7 +312,7 @@ PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count) noexcept 
 
 PyMethodDef load_npy_method = {
     "load_npy", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(load_npy)),
-    METH_FASTCALL, nullptr};
+    METH_FASTCALL | METH_KEYWORDS, kLoadNpyDoc};
 
 }  // namespace
 
@@ -279,7 +332,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("default_client", &Client::default_client);
   m.def("set_default_client", &Client::set_default_client);
 
-  m.add_object("load_npy", PyCFunction_New(&load_npy_method, nullptr));
+  m.add_object("load_npy", PyCFunction_NewEx(&load_npy_method, nullptr, py::str("torchnpy").ptr()));
   m.def("load", &load_object);
   m.def("load_rows", &load_object_rows);
   m.def("load_many", &load_objects);
