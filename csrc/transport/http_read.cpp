@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "transport/utf8.h"
 
 namespace torchnpy {
 namespace {
@@ -62,9 +63,9 @@ std::string clean(std::string_view text) {
         result.find_first_of(" /", scheme + 3) == std::string::npos) {
       result.erase(scheme + 3);
     }
-    if (result.size() >= kMaxNbytes) break;
+    if (result.size() > kMaxNbytes) break;
   }
-  return result;
+  return std::string(cut_utf8(result, kMaxNbytes));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "http_testing.h"
+#include "transport/utf8.h"
 
 namespace torchnpy {
 namespace {
@@ -429,6 +430,26 @@ TEST(Http, ObjectDecidesWhatAnErrorMeans) {
       ->start(kMiddle, refused);
   EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in 0."),
             0);
+}
+
+TEST(Http, WordsOfTheServerAreCutBetweenCharacters) {
+  for (size_t before = 296; before <= 300; ++before) {
+    FaultServer server("", {{.status = "400 Bad Request",
+                             .headers = "Content-Type: text/plain\r\n",
+                             .error_body = std::string(before, 'x') + "\U0001F600 and more"}});
+    TestClient client;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const std::string expected =
+        '(' + std::string(before, 'x') + (before == 296 ? "\U0001F600)" : ")");
+    EXPECT_NE(sink.wait().find(expected), std::string::npos) << before;
+  }
+}
+
+TEST(Http, BytesThatAreNoUtf8AreCutAtTheLimit) {
+  EXPECT_EQ(cut_utf8(std::string(20, '\x80'), 10).size(), 10);
+  EXPECT_EQ(cut_utf8("\x80\x80\x80", 2), "");
+  EXPECT_EQ(cut_utf8("ab", 2), "ab");
 }
 
 }  // namespace
