@@ -30,6 +30,40 @@ std::string find_scheme(std::string_view url) {
   return valid ? lower(scheme) : "";
 }
 
+// The URL for a message, also where it is none: without query, fragment and userinfo.
+std::string display(std::string_view url) {
+  const size_t separator = url.find("://");
+  const size_t begin = separator == std::string_view::npos ? url.find(':') + 1 : separator + 3;
+  const size_t end = std::min(url.find_first_of("/?#", begin), url.size());
+  std::string_view authority = url.substr(begin, end - begin);
+  std::string_view path = url.substr(end, url.find_first_of("?#", end) - end);
+  if (const size_t at = authority.rfind('@'); at != std::string_view::npos) {
+    authority.remove_prefix(at + 1);
+  } else if (url.find('@', end) != std::string_view::npos &&
+             authority.find(':') != std::string_view::npos) {
+    // What follows the colon may be the begin of a password with a slash or a question mark.
+    authority = authority.substr(0, authority.find(':'));
+    path = {};
+  }
+  std::string result = fmt::format("{}{}{}", url.substr(0, begin), authority, path);
+  std::ranges::replace_if(
+      result, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == 0x7F; }, '?');
+  return result;
+}
+
+// Runs `call`; its errors then begin with the object's name.
+template <typename Call>
+auto with_name(const std::string& name, Call call) {
+  try {
+    return call();
+  } catch (const InterruptedError&) {
+    throw;
+  } catch (Error& error) {
+    if (!std::string_view(error.what()).starts_with(name)) error.add_context(name);
+    throw;
+  }
+}
+
 int hex_digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -144,9 +178,11 @@ class ClientImpl : public Client {
 
   std::shared_ptr<Source> open(const std::string& url, bool mmap) override {
     const std::string scheme = find_scheme(url);
-    if (scheme == "s3") return open_object(make_s3_object(url, account_));
+    if (scheme == "s3") {
+      return open_object(with_name(url, [&] { return make_s3_object(url, account_); }));
+    }
     if (scheme == "http" || scheme == "https") {
-      return open_object(make_plain_object(url, options_));
+      return open_object(with_name(display(url), [&] { return make_plain_object(url, options_); }));
     }
     if (!scheme.empty() && scheme != "file") {
       throw ArgumentError(fmt::format(
@@ -171,8 +207,10 @@ class ClientImpl : public Client {
                                              ? "HTTP has no listings: pass the URLs themselves"
                                              : "list files with pathlib or glob"));
     }
-    return list_s3(prefix, continuation, account_, [this](std::shared_ptr<HttpObject> object) {
-      return read_all(*open_object(std::move(object)), kMaxListingNbytes);
+    return with_name(prefix, [&] {
+      return list_s3(prefix, continuation, account_, [this](std::shared_ptr<HttpObject> object) {
+        return read_all(*open_object(std::move(object)), kMaxListingNbytes);
+      });
     });
   }
 

@@ -448,7 +448,10 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
 
 void HttpRead::finish(std::exception_ptr error) noexcept {
   if (on_wire_) source_->metrics().in_flight.add(-1);
-  if (error) source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
+  if (error) {
+    source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
+    error = add_name(std::move(error), source_->name());
+  }
   sink_.done(std::move(error));
 }
 

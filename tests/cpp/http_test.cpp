@@ -452,5 +452,35 @@ TEST(Http, BytesThatAreNoUtf8AreCutAtTheLimit) {
   EXPECT_EQ(cut_utf8("ab", 2), "ab");
 }
 
+TEST(Http, ErrorsOfTheSinkAndOfTheEngineNameTheObject) {
+  class RefusingSink : public TestSink {
+   public:
+    MutableBytes room(uint64_t, size_t) override {
+      throw TransportError("no room", TransportError::Kind::kDenied, 7);
+    }
+  };
+  FaultServer server("0123456789");
+  TestClient client;
+  const auto source = client.open(server.url());
+  RefusingSink refusing;
+  source->start({}, refusing);
+  const TransportError error = refusing.transport_error();
+  EXPECT_EQ(error.what(), server.url() + ": no room");
+  EXPECT_EQ(error.kind(), TransportError::Kind::kDenied);
+  EXPECT_EQ(error.http_status(), 7);
+
+  const std::string long_url = server.url() + std::string(9'000'000, 'x');
+  TestSink sink;
+  client.open(long_url)->start({}, sink);
+  EXPECT_TRUE(sink.wait().starts_with("error: " + long_url + ": expected a URL that can be sent"));
+
+  try {
+    read_all(*source, 4);
+    FAIL();
+  } catch (const TransportError& thrown) {
+    EXPECT_EQ(thrown.what(), server.url() + ": expected at most 4 bytes but found more");
+  }
+}
+
 }  // namespace
 }  // namespace torchnpy
