@@ -33,7 +33,9 @@ std::string find_scheme(std::string_view url) {
 // The URL for a message, also where it is none: without query, fragment and userinfo.
 std::string display(std::string_view url) {
   const size_t separator = url.find("://");
-  const size_t begin = separator == std::string_view::npos ? url.find(':') + 1 : separator + 3;
+  const size_t colon = separator == std::string_view::npos ? url.find(':') : separator;
+  const size_t begin = std::min(url.find_first_not_of('/', colon + 1), url.size());
+  if (url.find_first_of("?#") < begin) return display(url.substr(0, url.find_first_of("?#")));
   const size_t end = std::min(url.find_first_of("/?#", begin), url.size());
   std::string_view authority = url.substr(begin, end - begin);
   std::string_view path = url.substr(end, url.find_first_of("?#", end) - end);
@@ -49,6 +51,14 @@ std::string display(std::string_view url) {
   std::ranges::replace_if(
       result, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == 0x7F; }, '?');
   return result;
+}
+
+// A typing error in a URL, which as the name of a file would show its secrets.
+bool looks_like_url(std::string_view text) {
+  const size_t begin = std::min(text.find_first_not_of(" \t\r\n\v\f"), text.size());
+  const std::string start = lower(text.substr(begin, std::string_view("https:").size()));
+  return start.starts_with("http:") || start.starts_with("https:") || start.starts_with("s3:") ||
+         text.find("://") != std::string_view::npos;
 }
 
 // Runs `call`; its errors then begin with the object's name.
@@ -187,8 +197,14 @@ class ClientImpl : public Client {
     if (!scheme.empty() && scheme != "file") {
       throw ArgumentError(fmt::format(
           "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
-          "like a URL as ./{}://...",
+          "like a URL as ./{}:/...",
           scheme, scheme));
+    }
+    if (scheme.empty() && looks_like_url(url)) {
+      throw ArgumentError(fmt::format(
+          "{}: expected s3://, http://, https://, file:// or a path but found something like a "
+          "URL; write a path a://b as ./a:/b",
+          display(url)));
     }
     const std::string path = scheme == "file" ? parse_file_url(url) : url;
     if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
