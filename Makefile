@@ -45,14 +45,15 @@ test: compile compile-tests packages-demo packages-test
 	@.venv/bin/pytest $(PYTEST_ARGS)
 
 lint: torch packages-lint
-	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	@echo .venv/bin/clang-format --dry-run -Werror
+	@.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-asan: compile-asan compile-asan-python packages-demo packages-test
+asan: compile-asan packages-demo packages-test
 	@build/asan/npy_core_test --gtest_brief=1
-	@tools/asan_pytest build/asan-python/site $(ASAN_TESTS)
+	@tools/asan_pytest build/asan/site $(ASAN_TESTS)
 
 # Without address randomisation where that is allowed: ThreadSanitizer of GCC 12 needs a
 # layout that newer kernels do not give.
@@ -83,8 +84,7 @@ clean:
 	find torchnpy tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The set-up.
-.PHONY: system venv torch compile compile-tests compile-asan compile-asan-python compile-tsan \
-  compile-fuzz
+.PHONY: system venv torch compile compile-tests compile-asan compile-tsan compile-fuzz
 system:
 	@tools/system build $(PYTHON)
 
@@ -112,28 +112,23 @@ compile-tests: compile
 	@$(STEP) compile-tests "Compiling the C++ tests" --makes build/cmake/npy_core_test $(CORE) tests/cpp -- \
 	  bash -c 'cmake -DTORCHNPY_TESTS=ON build/cmake && cmake --build build/cmake --target npy_core_test'
 
-compile-asan: system
-	@$(STEP) compile-asan "Compiling the C++ tests with AddressSanitizer and UBSan" \
-	  --makes build/asan/npy_core_test $(CORE) tests/cpp -- \
-	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_CORE_ONLY=ON -DTORCHNPY_TESTS=ON \
-	    -DTORCHNPY_SANITIZE=address,undefined && cmake --build build/asan'
+# With torch, whose headers are compiled without UBSan.
+compile-asan: torch
+	@$(STEP) compile-asan "Compiling torchnpy and the C++ tests with AddressSanitizer and UBSan" \
+	  --makes build/asan/site/torchnpy/lib/libtorchnpy.so \
+	  .venv/.made csrc tests/cpp cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
+	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_TESTS=ON -DTORCHNPY_SANITIZE=address,undefined \
+	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \
+	      -DCMAKE_PREFIX_PATH=$$(.venv/bin/python -c "import torch.utils as u; print(u.cmake_prefix_path)") && \
+	    cmake --build build/asan && \
+	    rm -rf build/asan/site && mkdir build/asan/site && cp -r torchnpy build/asan/site && \
+	    cmake --install build/asan --prefix build/asan/site/torchnpy'
 
 compile-tsan: system
 	@$(STEP) compile-tsan "Compiling the C++ tests with ThreadSanitizer" \
 	  --makes build/tsan/npy_core_test $(CORE) tests/cpp -- \
 	  bash -c '$(CMAKE) -B build/tsan -DTORCHNPY_CORE_ONLY=ON -DTORCHNPY_TESTS=ON \
 	    -DTORCHNPY_SANITIZE=thread && cmake --build build/tsan'
-
-compile-asan-python: torch
-	@$(STEP) compile-asan-python "Compiling torchnpy with AddressSanitizer" \
-	  --makes build/asan-python/site/torchnpy/lib/libtorchnpy.so \
-	  .venv/.made csrc cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
-	  bash -c '$(CMAKE) -B build/asan-python -DTORCHNPY_SANITIZE=address \
-	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \
-	      -DCMAKE_PREFIX_PATH=$$(.venv/bin/python -c "import torch.utils as u; print(u.cmake_prefix_path)") && \
-	    cmake --build build/asan-python && \
-	    rm -rf build/asan-python/site && mkdir build/asan-python/site && cp -r torchnpy build/asan-python/site && \
-	    cmake --install build/asan-python --prefix build/asan-python/site/torchnpy'
 
 compile-fuzz: system
 	@tools/system fuzz $(FUZZ_CLANG)

@@ -30,6 +30,50 @@ std::string find_scheme(std::string_view url) {
   return valid ? lower(scheme) : "";
 }
 
+// The URL for a message, also where it is none: without query, fragment and userinfo.
+std::string display(std::string_view url) {
+  const size_t separator = url.find("://");
+  const size_t colon = separator == std::string_view::npos ? url.find(':') : separator;
+  const size_t begin = std::min(url.find_first_not_of('/', colon + 1), url.size());
+  if (url.find_first_of("?#") < begin) return display(url.substr(0, url.find_first_of("?#")));
+  const size_t end = std::min(url.find_first_of("/?#", begin), url.size());
+  std::string_view authority = url.substr(begin, end - begin);
+  std::string_view path = url.substr(end, url.find_first_of("?#", end) - end);
+  if (const size_t at = authority.rfind('@'); at != std::string_view::npos) {
+    authority.remove_prefix(at + 1);
+  } else if (url.find('@', end) != std::string_view::npos &&
+             authority.find(':') != std::string_view::npos) {
+    // What follows the colon may be the begin of a password with a slash or a question mark.
+    authority = authority.substr(0, authority.find(':'));
+    path = {};
+  }
+  std::string result = fmt::format("{}{}{}", url.substr(0, begin), authority, path);
+  std::ranges::replace_if(
+      result, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == 0x7F; }, '?');
+  return result;
+}
+
+// A typing error in a URL, which as the name of a file would show its secrets.
+bool looks_like_url(std::string_view text) {
+  const size_t begin = std::min(text.find_first_not_of(" \t\r\n\v\f"), text.size());
+  const std::string start = lower(text.substr(begin, std::string_view("https:").size()));
+  return start.starts_with("http:") || start.starts_with("https:") || start.starts_with("s3:") ||
+         text.find("://") != std::string_view::npos;
+}
+
+// Runs `call`; its errors then begin with the object's name.
+template <typename Call>
+auto with_name(const std::string& name, Call call) {
+  try {
+    return call();
+  } catch (const InterruptedError&) {
+    throw;
+  } catch (Error& error) {
+    if (!std::string_view(error.what()).starts_with(name)) error.add_context(name);
+    throw;
+  }
+}
+
 int hex_digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -144,15 +188,23 @@ class ClientImpl : public Client {
 
   std::shared_ptr<Source> open(const std::string& url, bool mmap) override {
     const std::string scheme = find_scheme(url);
-    if (scheme == "s3") return open_object(make_s3_object(url, account_));
+    if (scheme == "s3") {
+      return open_object(with_name(url, [&] { return make_s3_object(url, account_); }));
+    }
     if (scheme == "http" || scheme == "https") {
-      return open_object(make_plain_object(url, options_));
+      return open_object(with_name(display(url), [&] { return make_plain_object(url, options_); }));
     }
     if (!scheme.empty() && scheme != "file") {
       throw ArgumentError(fmt::format(
           "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
-          "like a URL as ./{}://...",
+          "like a URL as ./{}:/...",
           scheme, scheme));
+    }
+    if (scheme.empty() && looks_like_url(url)) {
+      throw ArgumentError(fmt::format(
+          "{}: expected s3://, http://, https://, file:// or a path but found something like a "
+          "URL; write a path a://b as ./a:/b",
+          display(url)));
     }
     const std::string path = scheme == "file" ? parse_file_url(url) : url;
     if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
@@ -171,8 +223,10 @@ class ClientImpl : public Client {
                                              ? "HTTP has no listings: pass the URLs themselves"
                                              : "list files with pathlib or glob"));
     }
-    return list_s3(prefix, continuation, account_, [this](std::shared_ptr<HttpObject> object) {
-      return read_all(*open_object(std::move(object)), kMaxListingNbytes);
+    return with_name(prefix, [&] {
+      return list_s3(prefix, continuation, account_, [this](std::shared_ptr<HttpObject> object) {
+        return read_all(*open_object(std::move(object)), kMaxListingNbytes);
+      });
     });
   }
 

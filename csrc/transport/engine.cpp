@@ -41,14 +41,12 @@ void Engine::submit(std::unique_ptr<Job> job) {
   const std::lock_guard lock(mutex_);
   if (stopping_) throw InterruptedError("interrupted: the process is ending");
   Job* const added = job.get();
-  added->next_ = jobs_;
-  if (jobs_ != nullptr) jobs_->previous_ = added;
-  jobs_ = added;
+  link(*added);
   queue_.push(std::move(job), false);
   wake_takers();
   if (!reactors_.empty()) return;
   unlink(*added);
-  queue_.take_cancelled(true);
+  queue_.take(*added);
   throw TransportError("expected an I/O thread to start but the system has none to give");
 }
 
@@ -74,10 +72,13 @@ void Engine::wake_takers() {
 void Engine::cancel(const void* owner, const void* key) {
   const std::lock_guard lock(mutex_);
   if (stopping_) return;  // they all end
-  for (Job* job = jobs_; job != nullptr; job = job->next_) {
-    if (job->owner_ != owner || job->key_ != key) continue;
-    job->cancelled_ = true;
-    reactors_[job->reactor_ == Job::kNoReactor ? 0 : job->reactor_]->wake(true);
+  const auto found = jobs_.find({owner, key});
+  if (found == jobs_.end()) return;
+  for (Job* job = found->second; job != nullptr; job = job->next_) {
+    if (std::exchange(job->cancelled_, true)) continue;
+    const bool queued = job->reactor_ == Job::kNoReactor;
+    if (queued) cancelled_.push_back(queue_.take(*job));
+    reactors_[queued ? 0 : job->reactor_]->wake(true);
   }
 }
 
@@ -106,7 +107,6 @@ std::unique_ptr<Job> Engine::take(size_t reactor, size_t* in_flight) {
   std::unique_ptr<Job> job = stopping_ ? nullptr : queue_.pop(reactor);
   if (job != nullptr) {
     job->reactor_ = reactor;
-    if (job->cancelled_) reactors_[reactor]->wake(true);  // after it was queued for a retry
     *in_flight = queue_.in_flight();
   }
   if (!stopping_) wake_takers();
@@ -115,6 +115,8 @@ std::unique_ptr<Job> Engine::take(size_t reactor, size_t* in_flight) {
 
 void Engine::requeue(std::unique_ptr<Job> job) {
   const std::lock_guard lock(mutex_);
+  // cancel() has woken the reactor that calls this.
+  if (job->cancelled_) return cancelled_.push_back(std::move(job));
   job->reactor_ = Job::kNoReactor;
   queue_.push(std::move(job), true);
 }
@@ -131,14 +133,29 @@ void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
   unlink(job);
 }
 
+void Engine::link(Job& job) {
+  Job*& first = jobs_[{job.owner_, job.key_}];
+  job.next_ = first;
+  if (first != nullptr) first->previous_ = &job;
+  first = &job;
+}
+
 void Engine::unlink(Job& job) {
-  (job.previous_ != nullptr ? job.previous_->next_ : jobs_) = job.next_;
   if (job.next_ != nullptr) job.next_->previous_ = job.previous_;
+  if (job.previous_ != nullptr) {
+    job.previous_->next_ = job.next_;
+  } else if (job.next_ != nullptr) {
+    jobs_[{job.owner_, job.key_}] = job.next_;
+  } else {
+    jobs_.erase({job.owner_, job.key_});
+  }
 }
 
 std::vector<std::unique_ptr<Job>> Engine::take_cancelled() {
   const std::lock_guard lock(mutex_);
-  return queue_.take_cancelled(stopping_);
+  std::vector<std::unique_ptr<Job>> taken = std::exchange(cancelled_, {});
+  if (stopping_) queue_.take_all(taken);
+  return taken;
 }
 
 bool Engine::is_cancelled(const Job& job) {

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -87,8 +88,9 @@ class Job {
   const void* const owner_;
   const void* const key_;
   // Under the engine's mutex.
-  Job* previous_ = nullptr;  // of all live jobs
+  Job* previous_ = nullptr;  // of the live jobs of the same owner and key
   Job* next_ = nullptr;
+  std::list<std::unique_ptr<Job>>::iterator place_;  // while it is queued
   size_t reactor_ = kNoReactor;  // where it runs or waits for its next attempt; else it is queued
   bool cancelled_ = false;
 };

@@ -5,9 +5,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/fork.h"
@@ -17,6 +20,14 @@
 namespace torchnpy {
 
 class Reactor;
+
+using JobIdentity = std::pair<const void*, const void*>;  // owner and key
+struct JobIdentityHash {
+  size_t operator()(const JobIdentity& identity) const {
+    const std::hash<const void*> hash;
+    return hash(identity.first) * 31 + hash(identity.second);
+  }
+};
 
 // The engine of one process. Never destroyed: threads may outlive statics, and a
 // child's inherited engine must not be touched.
@@ -44,6 +55,7 @@ class Engine {
   explicit Engine(Engine* inherited) : inherited_(inherited) {}
   bool is_mine() const { return forks_ == fork_count() && pid_ == getpid(); }
   void wake_takers();
+  void link(Job& job);
   void unlink(Job& job);
 
   static std::atomic<Engine*> current_;
@@ -53,7 +65,11 @@ class Engine {
   [[maybe_unused]] Engine* const inherited_;  // keeps it reachable for leak checkers
   std::mutex mutex_;
   JobQueue queue_;
-  Job* jobs_ = nullptr;  // all that live
+  // All that live: the first of each owner and key, in lists because one sink may have many.
+  std::unordered_map<JobIdentity, Job*, JobIdentityHash> jobs_;
+  // Taken out of the queue by cancel(), for a reactor to end: finding them there takes a pass over
+  // all of it.
+  std::vector<std::unique_ptr<Job>> cancelled_;
   std::vector<std::unique_ptr<Reactor>> reactors_;
   bool stopping_ = false;
 };

@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include "base/error.h"
@@ -18,6 +19,21 @@ bool Version::matches(const VersionSeen& seen) const {
   if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;
   if (!etag.empty() && !seen.etag.empty()) return etag == seen.etag;
   return modified.empty() || seen.modified.empty() || modified == seen.modified;
+}
+
+std::exception_ptr add_name(std::exception_ptr error, const std::string& name) noexcept {
+  try {
+    try {
+      std::rethrow_exception(error);
+    } catch (const TransportError& thrown) {
+      if (std::string_view(thrown.what()).starts_with(name)) return error;
+      TransportError named = thrown;  // others may hold the one thrown
+      named.add_context(name);
+      return std::make_exception_ptr(std::move(named));
+    }
+  } catch (...) {  // another error, or no memory for the name
+  }
+  return error;
 }
 
 HttpSource::HttpSource(std::shared_ptr<HttpObject> object,
@@ -77,7 +93,7 @@ void HttpSource::start(Range range, Sink& sink) {
   try {
     submit_job(std::make_unique<HttpRead>(shared_from_this(), range, sink));
   } catch (...) {
-    sink.done(std::current_exception());
+    sink.done(add_name(std::current_exception(), name()));
   }
 }
 
@@ -115,11 +131,12 @@ std::shared_ptr<const EngineSettings> settings_of(
 
 class TextSink final : public Sink {
  public:
-  explicit TextSink(uint64_t max_nbytes) : max_nbytes_(max_nbytes) {}
+  TextSink(const Source& source, uint64_t max_nbytes)
+      : name_(source.name()), max_nbytes_(max_nbytes) {}
 
   MutableBytes room(uint64_t offset, size_t want) override {
     if (want > max_nbytes_ - offset) {
-      throw TransportError("expected at most " + std::to_string(max_nbytes_) +
+      throw TransportError(name_ + ": expected at most " + std::to_string(max_nbytes_) +
                            " bytes but found more");
     }
     text_.resize(offset + want);
@@ -151,6 +168,7 @@ class TextSink final : public Sink {
   }
 
  private:
+  const std::string& name_;
   const uint64_t max_nbytes_;
   std::string text_;
   std::mutex mutex_;
@@ -171,7 +189,7 @@ std::shared_ptr<Source> open_http(std::shared_ptr<HttpObject> object,
 
 std::string read_all(Source& source, uint64_t max_nbytes) {
   WaitScope scope;
-  TextSink sink(max_nbytes);
+  TextSink sink(source, max_nbytes);
   source.start(Range{}, sink);
   return sink.wait(source, scope);
 }

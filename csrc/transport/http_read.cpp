@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "transport/utf8.h"
 
 namespace torchnpy {
 namespace {
@@ -62,9 +63,9 @@ std::string clean(std::string_view text) {
         result.find_first_of(" /", scheme + 3) == std::string::npos) {
       result.erase(scheme + 3);
     }
-    if (result.size() >= kMaxNbytes) break;
+    if (result.size() > kMaxNbytes) break;
   }
-  return result;
+  return std::string(cut_utf8(result, kMaxNbytes));
 }
 
 }  // namespace
@@ -447,7 +448,10 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
 
 void HttpRead::finish(std::exception_ptr error) noexcept {
   if (on_wire_) source_->metrics().in_flight.add(-1);
-  if (error) source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
+  if (error) {
+    source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
+    error = add_name(std::move(error), source_->name());
+  }
   sink_.done(std::move(error));
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,10 @@ struct Version {
   // A weak tag in If-Match never matches (RFC 9110, 13.1.1).
   bool has_strong_etag() const { return etag.starts_with('"'); }
 };
+
+// A TransportError that does not say which object it is about, with the object's name; another
+// error as it is.
+std::exception_ptr add_name(std::exception_ptr error, const std::string& name) noexcept;
 
 class HttpSource final : public Source, public std::enable_shared_from_this<HttpSource> {
  public:

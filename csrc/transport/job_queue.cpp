@@ -1,23 +1,26 @@
 #include "transport/job_queue.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace torchnpy {
 
 void JobQueue::push(std::unique_ptr<Job> job, bool first) {
-  auto lane = std::find_if(lanes_.begin(), lanes_.end(),
-                           [&](const Lane& l) { return l.settings == job->settings(); });
+  auto lane = find_lane(*job);
   if (lane == lanes_.end()) {
     lane = lanes_.insert(lanes_.end(), Lane{job->settings(), {}});
     const auto threads = static_cast<size_t>(lane->settings->io_threads);
     if (loads_.size() < threads) loads_.resize(threads, 0);
   }
-  if (first) {
-    lane->jobs.push_front(std::move(job));
-  } else {
-    lane->jobs.push_back(std::move(job));
-  }
+  const auto place = first ? lane->jobs.begin() : lane->jobs.end();
+  Job& added = *job;
+  added.place_ = lane->jobs.insert(place, std::move(job));
+}
+
+std::list<JobQueue::Lane>::iterator JobQueue::find_lane(const Job& job) {
+  return std::find_if(lanes_.begin(), lanes_.end(),
+                      [&](const Lane& lane) { return lane.settings == job.settings(); });
 }
 
 std::optional<size_t> JobQueue::choose_reactor(const Lane& lane) const {
@@ -60,16 +63,17 @@ std::vector<size_t> JobQueue::takers() const {
   return reactors;
 }
 
-std::vector<std::unique_ptr<Job>> JobQueue::take_cancelled(bool all) {
-  std::vector<std::unique_ptr<Job>> taken;
-  for (Lane& lane : lanes_) {
-    for (std::unique_ptr<Job>& job : lane.jobs) {
-      if (all || job->cancelled_) taken.push_back(std::move(job));
-    }
-    std::erase(lane.jobs, nullptr);
-  }
-  std::erase_if(lanes_, [](const Lane& lane) { return lane.jobs.empty(); });
+std::unique_ptr<Job> JobQueue::take(Job& job) {
+  const auto lane = find_lane(job);
+  std::unique_ptr<Job> taken = std::move(*job.place_);
+  lane->jobs.erase(job.place_);
+  if (lane->jobs.empty()) lanes_.erase(lane);
   return taken;
+}
+
+void JobQueue::take_all(std::vector<std::unique_ptr<Job>>& taken) {
+  for (Lane& lane : lanes_) std::ranges::move(lane.jobs, std::back_inserter(taken));
+  lanes_.clear();
 }
 
 }  // namespace torchnpy

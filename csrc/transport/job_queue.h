@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <deque>
 #include <limits>
 #include <list>
 #include <memory>
@@ -31,16 +30,19 @@ class JobQueue {
   std::vector<size_t> takers() const;
   // Uses only the first `count` reactors from now on.
   void limit_reactors(size_t count) { limit_ = count; }
-  // Takes out the jobs that are flagged cancelled, or all.
-  std::vector<std::unique_ptr<Job>> take_cancelled(bool all);
+  // Takes out a job that is queued.
+  std::unique_ptr<Job> take(Job& job);
+  // Takes out all jobs.
+  void take_all(std::vector<std::unique_ptr<Job>>& taken);
 
   size_t in_flight() const { return in_flight_; }
 
  private:
   struct Lane {  // the jobs of one client; never empty
     std::shared_ptr<const EngineSettings> settings;
-    std::deque<std::unique_ptr<Job>> jobs;
+    std::list<std::unique_ptr<Job>> jobs;
   };
+  std::list<Lane>::iterator find_lane(const Job& job);
   // The reactor for the lane's next job; empty when too much is in flight.
   std::optional<size_t> choose_reactor(const Lane& lane) const;
 

@@ -172,7 +172,13 @@ void Reactor::sleep() {
 void Reactor::start_jobs() {
   size_t in_flight = 0;
   while (std::unique_ptr<Job> job = engine_.take(index_, &in_flight)) {
-    Slot* slot = acquire_slot(std::move(job));
+    Slot* const slot = acquire_slot();
+    if (slot == nullptr) {
+      engine_.retire(*job, index_);
+      job->finish(std::make_exception_ptr(TransportError("libcurl cannot make a transfer")));
+      continue;
+    }
+    slot->job = std::move(job);
     const long buffer_nbytes = in_flight > 32 ? 64 << 10 : 256 << 10;
     if (slot->settings != slot->job->settings()) apply_settings(*slot);
     if (std::exchange(slot->buffer_nbytes, buffer_nbytes) != buffer_nbytes) {
@@ -256,17 +262,18 @@ void Reactor::clean_up() {
   curl_multi_cleanup(multi_);
 }
 
-Reactor::Slot* Reactor::acquire_slot(std::unique_ptr<Job> job) {
+// nullptr when libcurl has none to give.
+Reactor::Slot* Reactor::acquire_slot() {
   if (idle_.empty()) {
+    CURL* const easy = curl_easy_init();
+    if (easy == nullptr) return nullptr;
     slots_.push_back(std::make_unique<Slot>());
     slots_.back()->reactor = this;
-    slots_.back()->easy = curl_easy_init();
-    if (slots_.back()->easy == nullptr) throw std::bad_alloc();
+    slots_.back()->easy = easy;
     idle_.push_back(slots_.back().get());
   }
   Slot* slot = idle_.back();
   idle_.pop_back();
-  slot->job = std::move(job);
   return slot;
 }
 

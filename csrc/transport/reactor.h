@@ -64,7 +64,7 @@ class Reactor {
   void drop_jobs(bool all);
   void clean_up();
 
-  Slot* acquire_slot(std::unique_ptr<Job> job);
+  Slot* acquire_slot();
   void apply_settings(Slot& slot);
   void apply_request(Slot& slot, const HttpRequest& request);
   void begin_exchange(Slot& slot);

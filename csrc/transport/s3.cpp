@@ -13,6 +13,7 @@
 #include "transport/s3_account.h"
 #include "transport/s3_site.h"
 #include "transport/sigv4.h"
+#include "transport/utf8.h"
 
 namespace torchnpy {
 namespace {
@@ -49,7 +50,7 @@ struct S3Error {
 // For people: one line, not too long.
 std::string clean(std::string_view text) {
   constexpr size_t kMaxNbytes = 400;
-  std::string result(text.substr(0, kMaxNbytes));
+  std::string result(cut_utf8(text, kMaxNbytes));
   for (char& c : result) {
     if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = ' ';
   }

@@ -82,8 +82,32 @@ TEST_F(ClientTest, RefusesPathsThatAreNone) {
 }
 
 TEST_F(ClientTest, TakesAColonInAPathForAPath) {
-  EXPECT_TRUE(has(message_of<TransportError>([&] { name("no such/a://b"); }),
-                  {"no such/a://b: cannot open"}));
+  for (const char* const path : {"./no such:/b", "no such:b", "./http:/b", "https", "s3"}) {
+    EXPECT_TRUE(has(message_of<TransportError>([&] { name(path); }),
+                    {std::string(path) + ": cannot open"}));
+  }
+}
+
+TEST_F(ClientTest, RefusesTypingErrorsInUrlsWithoutTheirSecrets) {
+  struct {
+    const char* url;
+    const char* name;
+  } const cases[] = {
+      {" https://h/x?X-Amz-Signature=SECRET", " https://h/x: "},
+      {"\thttps://u:SECRET@h/x", "?https://h/x: "},
+      {"https:/h/x?SECRET", "https:/h/x: "},
+      {"HTTP:h?SECRET", "HTTP:h: "},
+      {"  s3:b/k", "  s3:b/k: "},
+      {"://h/x?SECRET", "://h/x: "},
+      {"ht tps://h/x?SECRET", "ht tps://h/x: "},
+      {"https:/u:SECRET@h/x", "https:/h/x: "},
+      {"x?https://SECRET", "x: "},
+  };
+  for (const auto& [url, expected] : cases) {
+    const std::string message = message_of<ArgumentError>([&, bad = url] { name(bad); });
+    EXPECT_TRUE(starts_with(message, expected));
+    EXPECT_TRUE(has(message, {"expected s3://, http://, https://, file:// or a path"}, {"SECRET"}));
+  }
 }
 
 TEST_F(ClientTest, OpensS3WithoutSendingAnything) {
@@ -95,8 +119,33 @@ TEST_F(ClientTest, OpensS3WithoutSendingAnything) {
 }
 
 TEST_F(ClientTest, SaysWhereItLookedForCredentials) {
-  EXPECT_TRUE(has(message_of<TransportError>([&] { name("s3://bucket/k"); }),
-                  {"credentials=\"anonymous\""}));
+  const std::string message = message_of<TransportError>([&] { name("s3://bucket/k"); });
+  EXPECT_TRUE(has(message, {"credentials=\"anonymous\""}));
+  EXPECT_TRUE(starts_with(message, "s3://bucket/k: expected credentials"));
+  EXPECT_TRUE(
+      starts_with(message_of<TransportError>([&] { Client::make({})->list("s3://bucket/p", ""); }),
+                  "s3://bucket/p: expected credentials"));
+  EXPECT_TRUE(starts_with(message_of<ArgumentError>([&] { name("s3://bucket"); }),
+                          "s3://bucket: expected s3://bucket/key"));
+}
+
+TEST_F(ClientTest, NamesUrlsThatAreNoneWithoutTheirSecrets) {
+  struct {
+    const char* url;
+    const char* name;
+  } const cases[] = {
+      {"https://h:0/x?SECRET", "https://h:0/x: expected a port"},
+      {"https://u:SECRET@h:0/x#SECRET", "https://h:0/x: expected a port"},
+      {"https://u:SECRET/SECRET@h/x", "https://u: expected a port"},
+      {"https://u:SECRET?SECRET@h/x", "https://u: expected a port"},
+      {"https://h/a\tb?SECRET", "https://h/a?b: expected a URL without spaces"},
+      {"https:///x", "https:///x: expected a host"},
+  };
+  for (const auto& [url, expected] : cases) {
+    const std::string message = message_of<ArgumentError>([&, bad = url] { name(bad); });
+    EXPECT_TRUE(starts_with(message, expected));
+    EXPECT_TRUE(has(message, {}, {"SECRET"}));
+  }
 }
 
 TEST_F(ClientTest, ListsOnlyS3) {

@@ -71,6 +71,39 @@ TEST(Engine, CancelEndsAStalledReadAndAQueuedOne) {
   EXPECT_EQ(client.metrics->in_flight.value(), 0);
 }
 
+TEST(Engine, CancelEndsManyQueuedReads) {
+  FaultServer server("0123456789", {{.stall_at = 4}});
+  TestClient client;
+  client.options->max_in_flight = 1;
+  const auto source = client.open(server.url());
+  std::vector<TestSink> sinks(20'000);
+  for (TestSink& sink : sinks) source->start({}, sink);
+  for (TestSink& sink : sinks) source->cancel(sink);
+  for (TestSink& sink : sinks) {
+    EXPECT_EQ(sink.wait(), "error: interrupted: the read was cancelled");
+  }
+  EXPECT_EQ(client.metrics->in_flight.value(), 0);
+}
+
+TEST(Engine, CancelEndsAllReadsIntoOneSink) {
+  class CountingSink : public Sink {
+   public:
+    MutableBytes room(uint64_t, size_t) override { return {}; }
+    void filled(uint64_t, size_t) override {}
+    void done(std::exception_ptr error) override { errors += error ? 1 : 0; }
+    std::atomic<int> errors{0};
+  };
+  FaultServer server("0123456789", {{.stall_at = 0}});
+  TestClient client;
+  client.options->max_in_flight = 1;
+  const auto source = client.open(server.url());
+  CountingSink sink;
+  for (int i = 0; i < 2'000; ++i) source->start({}, sink);
+  source->cancel(sink);
+  while (sink.errors < 2'000) std::this_thread::yield();
+  EXPECT_EQ(client.metrics->errors, 2'000);
+}
+
 TEST(Engine, CancelEndsAReadThatWaitsForItsNextAttempt) {
   FaultServer server("",
                      {{.status = "503 Service Unavailable", .headers = "Retry-After: 100\r\n"}});

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "http_testing.h"
+#include "transport/utf8.h"
 
 namespace torchnpy {
 namespace {
@@ -429,6 +430,56 @@ TEST(Http, ObjectDecidesWhatAnErrorMeans) {
       ->start(kMiddle, refused);
   EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in 0."),
             0);
+}
+
+TEST(Http, WordsOfTheServerAreCutBetweenCharacters) {
+  for (size_t before = 296; before <= 300; ++before) {
+    FaultServer server("", {{.status = "400 Bad Request",
+                             .headers = "Content-Type: text/plain\r\n",
+                             .error_body = std::string(before, 'x') + "\U0001F600 and more"}});
+    TestClient client;
+    TestSink sink;
+    client.open(server.url())->start({}, sink);
+    const std::string expected =
+        '(' + std::string(before, 'x') + (before == 296 ? "\U0001F600)" : ")");
+    EXPECT_NE(sink.wait().find(expected), std::string::npos) << before;
+  }
+}
+
+TEST(Http, BytesThatAreNoUtf8AreCutAtTheLimit) {
+  EXPECT_EQ(cut_utf8(std::string(20, '\x80'), 10).size(), 10);
+  EXPECT_EQ(cut_utf8("\x80\x80\x80", 2), "");
+  EXPECT_EQ(cut_utf8("ab", 2), "ab");
+}
+
+TEST(Http, ErrorsOfTheSinkAndOfTheEngineNameTheObject) {
+  class RefusingSink : public TestSink {
+   public:
+    MutableBytes room(uint64_t, size_t) override {
+      throw TransportError("no room", TransportError::Kind::kDenied, 7);
+    }
+  };
+  FaultServer server("0123456789");
+  TestClient client;
+  const auto source = client.open(server.url());
+  RefusingSink refusing;
+  source->start({}, refusing);
+  const TransportError error = refusing.transport_error();
+  EXPECT_EQ(error.what(), server.url() + ": no room");
+  EXPECT_EQ(error.kind(), TransportError::Kind::kDenied);
+  EXPECT_EQ(error.http_status(), 7);
+
+  const std::string long_url = server.url() + std::string(9'000'000, 'x');
+  TestSink sink;
+  client.open(long_url)->start({}, sink);
+  EXPECT_TRUE(sink.wait().starts_with("error: " + long_url + ": expected a URL that can be sent"));
+
+  try {
+    read_all(*source, 4);
+    FAIL();
+  } catch (const TransportError& thrown) {
+    EXPECT_EQ(thrown.what(), server.url() + ": expected at most 4 bytes but found more");
+  }
 }
 
 }  // namespace

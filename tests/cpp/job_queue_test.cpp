@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "transport/http.h"
 
@@ -105,6 +106,25 @@ TEST(JobQueue, ReactorsThatCannotStartAreNotWaitedFor) {
   EXPECT_EQ(test.pop_all(0), "a");
   test.queue.limit_reactors(1);
   EXPECT_EQ(test.pop_all(0), "bc");
+}
+
+TEST(JobQueue, TakesOutOneJobAndAll) {
+  TestQueue jobs;
+  const auto client = make_client(8, 1);
+  const auto other = make_client(8, 1);
+  auto job = std::make_unique<NamedJob>(client, "x");
+  NamedJob& taken = *job;
+  jobs.push(client, "a");
+  jobs.queue.push(std::move(job), false);
+  jobs.push(client, "b");
+  EXPECT_EQ(jobs.queue.take(taken).get(), &taken);
+  EXPECT_EQ(jobs.pop_all(0), "ab");
+  jobs.push(client, "cd");
+  jobs.push(other, "e");
+  std::vector<std::unique_ptr<Job>> all;
+  jobs.queue.take_all(all);
+  EXPECT_EQ(all.size(), 3);
+  EXPECT_EQ(jobs.pop_all(0), "");
 }
 
 }  // namespace

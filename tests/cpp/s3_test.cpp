@@ -395,5 +395,11 @@ TEST_F(ListTest, AnErrorWithinAGoodAnswerIsAnError) {
             "s3://b/p: InternalError: Try again.");
 }
 
+TEST_F(S3Test, WordsOfTheServerAreCutBetweenCharacters) {
+  const std::string words = std::string(399, 'x') + "\u00e9";
+  EXPECT_EQ(object("s3://b/k")->judge(error(400, "Code", words)).message,
+            "Code: " + std::string(399, 'x'));
+}
+
 }  // namespace
 }  // namespace torchnpy
