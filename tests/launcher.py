@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 
@@ -23,6 +24,8 @@ while True:
     control.send(f"{os.waitstatus_to_exitcode(wait_status)}\n".encode())
 
 # The child: becomes the script.
+# A shell without job control starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 control.close()
 for target, descriptor in enumerate(descriptors):
     os.dup2(descriptor, target, inheritable=True)
@@ -34,5 +37,5 @@ __file__ = script["path"]
 sys.argv = [__file__, *script["args"]]
 with open(__file__) as file:
     code = compile(file.read(), __file__, "exec")
-del json, socket, control, request, descriptors, pid, file, numpy, torch
+del json, signal, socket, control, request, descriptors, pid, file, numpy, torch
 exec(code)
