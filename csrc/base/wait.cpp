@@ -16,8 +16,6 @@ std::atomic<InterruptCheck> interrupt_check{nullptr};
 std::atomic<bool> ended{false};
 ThreadCount waiting;
 
-bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
-
 // Leaves the scope and stays here until the process is gone.
 [[noreturn]] void park() {
   waiting.leave();
@@ -25,6 +23,8 @@ bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
 }
 
 }  // namespace
+
+bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
 void set_interrupt_check(InterruptCheck check) { interrupt_check = check; }
 

@@ -12,6 +12,9 @@ namespace torchnpy {
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);
 
+// The process's first thread; in a forked child the one that forked.
+bool is_main_thread();
+
 // For the end of the process: threads that wait never go on from now on, so that none of them
 // returns into an interpreter that is being torn down; nor do threads that begin to wait,
 // except the main one, which gets an error. Returns when no thread is inside a WaitScope

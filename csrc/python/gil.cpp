@@ -1,6 +1,5 @@
 #include "python/gil.h"
 
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -27,9 +26,6 @@ bool is_finalizing() { return Py_IsFinalizing() != 0; }
 #else
 bool is_finalizing() { return _Py_IsFinalizing() != 0; }
 #endif
-
-// True of the thread that forked too, in its child.
-bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
 
 void forget_raised() {
   Py_CLEAR(raised_type);
@@ -63,6 +59,7 @@ struct PendingRelease {
   PendingRelease* next;
 };
 std::atomic<PendingRelease*> pending{nullptr};
+
 // Through which threads that do not hold the GIL call into the interpreter, until the
 // process ends: CPython ends a thread that asks a finalizing interpreter for the GIL by
 // unwinding it, and aborts the process where C++ does not let it.

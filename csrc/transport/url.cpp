@@ -6,15 +6,10 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "base/text.h"
 
 namespace torchnpy {
 namespace {
-
-std::string lower(std::string_view text) {
-  std::string result(text);
-  for (char& c : result) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-  return result;
-}
 
 bool is_scheme(std::string_view text) {
   const auto is_letter = [](char c) { return (c | 32) >= 'a' && (c | 32) <= 'z'; };
