@@ -127,7 +127,7 @@ def run_script(code: str, *args: object) -> str:
     """stdout of `code`, which must exit with 0 and say nothing on stderr."""
     with start_script(code, *args) as script:
         status, out, err = script.finish()
-    assert (status, err) == (0, ""), out
+    assert (status, err) == (0, ""), f"exit status {status}\n{out}\n{err}"
     return out
 
 

@@ -336,9 +336,11 @@ EXITS = {
     "a leaked C++ reference": """
         class Module(torch.nn.Module):
             def forward(self, x: torch.Tensor):
-                return torch.jit.fork(identity, x)
-        def identity(x: torch.Tensor) -> torch.Tensor:
-            return x.view(-1)
+                # A view that Python never saw: a wrapper that dies on a thread of torch while
+                # the interpreter ends makes torch itself abort, whoever owns the bytes.
+                return torch.jit.fork(child, x.view(-1))
+        def child(x: torch.Tensor) -> torch.Tensor:
+            return x.view(-1) + 0
         import warnings; warnings.simplefilter("ignore")
         keep = [torch.jit.script(Module())(tensor) for _ in range(50)]
         """,
