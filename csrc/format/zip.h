@@ -10,7 +10,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -18,16 +17,20 @@
 
 namespace torchnpy {
 
-// What an archive may claim. Exceeding one is a FormatError that names the limit.
+// What an archive may claim. Exceeding one is a FormatError that names the limit as Python does:
+// limits.members, limits.total_nbytes, limits.expansion.
 struct ZipLimits {
   uint64_t member_count = 500'000;
-  uint64_t total_nbytes = uint64_t{64} << 30;  // of all compressed members, inflated
+  // Of all deflated members, inflated. Stored ones are no larger than the object.
+  uint64_t total_nbytes = uint64_t{64} << 30;
   // Inflated bytes for each compressed byte of a member. DEFLATE cannot give more than 1032.
   uint64_t expansion = 1032;
 };
 
-// The longest end of an archive that find_zip_end() looks at: the end record with the longest
-// comment, the ZIP64 locator and the ZIP64 end record before it.
+// The tail that find_zip_end() wants at least, of an object that has it.
+inline constexpr uint64_t kMinZipTailNbytes = 64 << 10;
+// The longest end of an archive that it looks at: the end record with the longest comment, the
+// ZIP64 locator and the ZIP64 end record before it.
 inline constexpr uint64_t kMaxZipEndNbytes = 22 + 65535 + 20 + 56;
 
 // Where the directory lies.
@@ -45,9 +48,10 @@ struct ZipEndNeeds {
 };
 
 // Finds the end record in `tail`, the last bytes of an object of `object_nbytes`. Comments may be
-// of any length and hold anything; what follows the archive is ignored. Throws FormatError: there
-// is no archive, it is split over several files, a record is broken, two end records are equally
-// good, or a limit is exceeded.
+// of any length and hold anything; what precedes the archive, or follows it, is ignored. An archive
+// without members begins at byte 0: anywhere else a stray end record would pass for one. Throws
+// FormatError: there is no archive, it is split over several files, a record is broken, two end
+// records are equally good, or a limit is exceeded (a directory is at most 256 MiB).
 std::variant<ZipEnd, ZipEndNeeds> find_zip_end(ByteView tail, uint64_t object_nbytes,
                                                const ZipLimits& limits);
 
@@ -85,12 +89,13 @@ void check_zip_member(const ZipMember& member, const ZipLimits& limits);
 inline constexpr uint64_t kZipLocalHeaderNbytes = 30;
 
 // The length of the local header at the front of `prefix`, once `prefix` is long enough to tell
-// (kZipLocalHeaderNbytes); empty while it is not. Throws FormatError for a wrong signature.
+// (kZipLocalHeaderNbytes); empty while it is not. Throws FormatError for a wrong signature, and
+// when header and data do not end before something else begins.
 std::optional<uint64_t> find_zip_data(ByteView prefix, const ZipMember& member);
 
-// Checks the local header against the directory's entry: name, method, encryption, and that the
-// data ends where something else begins. `header` is as long as find_zip_data() says. Sizes
-// and CRC are the directory's: local headers need not have them. Throws FormatError.
+// Checks the local header against the directory's entry: name, method and encryption. `header` is
+// as long as find_zip_data() says. Sizes and CRC are the directory's: local headers need not have
+// them. Throws FormatError.
 void check_zip_local_header(ByteView header, const ZipMember& member);
 
 }  // namespace torchnpy
