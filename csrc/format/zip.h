@@ -3,7 +3,8 @@
 // what was found and at which byte of the archive. The layout is in docs/format.md.
 //
 // A reader takes these steps, each on bytes that it fetches itself:
-//   find_zip_end(tail) -> parse_zip_directory(directory) -> parse_zip_local_header(header)
+//   find_zip_end(tail) -> parse_zip_directory(directory) -> find_zip_data(prefix)
+//   -> check_zip_local_header(header)
 #pragma once
 
 #include <cstdint>

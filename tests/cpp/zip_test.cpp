@@ -65,7 +65,7 @@ Names names_of(std::string_view object) {
   return names;
 }
 
-// What parse_zip_local_header() and its kin say of the only member.
+// What find_zip_data() and its kin say of the only member.
 std::string local_error(std::string_view object) {
   const ZipMember member = parse(object).at(0);
   return error_of([&] {
