@@ -85,7 +85,7 @@ BAD = [
     Bad(
         "0-split",
         zip_bytes([X], end={"disk": 1, "directory_disk": 1}),
-        f"expected an archive in one file but found part 2 of one at byte 83; {SPLIT}",
+        f"expected an archive in one file but found part 2 of several at byte 83; {SPLIT}",
     ),
     Bad(
         "0-split-member",

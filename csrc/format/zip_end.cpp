@@ -219,7 +219,7 @@ std::optional<ZipEnd> EndFinder::judge(uint64_t offset) {
   if (zip64_offset) widen_record(record, *zip64_offset);
   if (record.disk != 0 || record.directory_disk != 0 ||
       record.disk_member_count != record.member_count) {
-    throw_format_error("an archive in one file", fmt::format("part {} of one", record.disk + 1),
+    throw_format_error("an archive in one file", fmt::format("part {} of several", record.disk + 1),
                        record.offset, "the archive is split: join its parts");
   }
   return locate_directory(record, zip64_offset.value_or(offset));

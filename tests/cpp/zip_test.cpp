@@ -247,9 +247,10 @@ TEST(FindZipEnd, MoreMembersThanTheDirectoryHoldsAreAnError) {
 TEST(FindZipEnd, SplitArchiveIsAnError) {
   ZipBody body = zip_body(kTwo);
   body.end.disk = 2;
-  EXPECT_EQ(end_error(body.bytes + end_record(body.end)),
-            "expected an archive in one file but found part 3 of one at byte 184; the archive is "
-            "split: join its parts");
+  EXPECT_EQ(
+      end_error(body.bytes + end_record(body.end)),
+      "expected an archive in one file but found part 3 of several at byte 184; the archive is "
+      "split: join its parts");
 }
 
 TEST(FindZipEnd, EmptyArchiveAfterOtherBytesIsAnError) {
