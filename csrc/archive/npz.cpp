@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <deque>
 #include <numeric>
+#include <unordered_map>
 #include <utility>
 
 #include "archive/npz_member.h"
@@ -75,10 +76,8 @@ NpzArchive::NpzArchive(std::shared_ptr<Source> source, std::vector<ZipMember> me
       members_(std::move(members)),
       limits_(limits),
       tail_(std::move(tail)),
-      verified_(members_.size()) {
-  index_.reserve(members_.size());
-  for (size_t i = 0; i < members_.size(); ++i) index_.emplace(members_[i].name, i);
-}
+      index_(members_),
+      verified_(members_.size()) {}
 
 std::vector<std::string> NpzArchive::keys() const {
   std::vector<std::string> keys;
@@ -87,7 +86,7 @@ std::vector<std::string> NpzArchive::keys() const {
     std::string_view key = member.name;
     if (key.ends_with(kSuffix)) {
       const std::string_view stem = key.substr(0, key.size() - kSuffix.size());
-      if (!index_.contains(stem)) key = stem;
+      if (!index_.find(stem)) key = stem;
     }
     keys.emplace_back(key);
   }
@@ -95,10 +94,8 @@ std::vector<std::string> NpzArchive::keys() const {
 }
 
 std::optional<size_t> NpzArchive::find(std::string_view key) const {
-  auto found = index_.find(key);
-  if (found == index_.end()) found = index_.find(std::string(key).append(kSuffix));
-  if (found == index_.end()) return std::nullopt;
-  return found->second;
+  const std::optional<size_t> found = index_.find(key);
+  return found ? found : index_.find(std::string(key).append(kSuffix));
 }
 
 size_t NpzArchive::at(std::string_view key) const {

@@ -7,7 +7,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "archive/loader.h"
@@ -55,7 +54,7 @@ class NpzArchive {
   const std::vector<ZipMember> members_;
   const ZipLimits limits_;
   const Tail tail_;
-  std::unordered_map<std::string_view, size_t> index_;  // by name
+  const ZipIndex index_;
   mutable std::vector<std::atomic<bool>> verified_;
 };
 

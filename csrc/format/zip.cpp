@@ -268,35 +268,15 @@ void separate(std::vector<ZipMember>& members, uint64_t directory_offset) {
   }
 }
 
-// Leaves the last of the members of one name. Sorted by hash and only then by name, so that names
-// made to collide cost no more than others.
-void drop_duplicates(std::vector<ZipMember>& members) {
-  struct Key {
-    uint64_t hash;
-    size_t index;
-  };
-  std::vector<Key> keys;
-  keys.reserve(members.size());
-  for (size_t i = 0; i < members.size(); ++i) {
-    keys.push_back({std::hash<std::string_view>()(members[i].name), i});
-  }
-  std::sort(keys.begin(), keys.end(), [&](const Key& a, const Key& b) {
-    if (a.hash != b.hash) return a.hash < b.hash;
-    const int order = members[a.index].name.compare(members[b.index].name);
-    return order != 0 ? order < 0 : a.index < b.index;
-  });
-  std::vector<bool> is_dropped(members.size());
-  bool has_duplicates = false;
-  for (size_t i = 1; i < keys.size(); ++i) {
-    const Key& earlier = keys[i - 1];
-    if (earlier.hash != keys[i].hash) continue;
-    if (members[earlier.index].name != members[keys[i].index].name) continue;
-    is_dropped[earlier.index] = has_duplicates = true;
-  }
-  if (!has_duplicates) return;
+// Leaves the last of the members of one name.
+void drop_hidden(std::vector<ZipMember>& members) {
+  const std::vector<size_t> hidden = ZipIndex(members).hidden();
+  if (hidden.empty()) return;
+  std::vector<bool> is_hidden(members.size());
+  for (const size_t place : hidden) is_hidden[place] = true;
   size_t kept = 0;
   for (size_t i = 0; i < members.size(); ++i) {
-    if (is_dropped[i]) continue;
+    if (is_hidden[i]) continue;
     if (kept != i) members[kept] = std::move(members[i]);
     ++kept;
   }
@@ -333,11 +313,44 @@ void check_expansion(const ZipMember& member, const ZipLimits& limits) {
 
 }  // namespace
 
+ZipIndex::ZipIndex(const std::vector<ZipMember>& members) : members_(members) {
+  keys_.reserve(members.size());
+  for (size_t i = 0; i < members.size(); ++i) {
+    keys_.push_back({std::hash<std::string_view>()(members[i].name), i});
+  }
+  std::ranges::sort(keys_, [this](const Key& a, const Key& b) {
+    if (a.hash != b.hash) return a.hash < b.hash;
+    const int order = name(a).compare(name(b));
+    return order != 0 ? order < 0 : a.place < b.place;
+  });
+}
+
+std::optional<size_t> ZipIndex::find(std::string_view wanted) const {
+  const uint64_t hash = std::hash<std::string_view>()(wanted);
+  // The first key behind all of that name.
+  const auto end = std::ranges::partition_point(keys_, [&](const Key& key) {
+    return key.hash != hash ? key.hash < hash : name(key) <= wanted;
+  });
+  if (end == keys_.begin() || name(*std::prev(end)) != wanted) return std::nullopt;
+  return std::prev(end)->place;
+}
+
+std::vector<size_t> ZipIndex::hidden() const {
+  std::vector<size_t> places;
+  for (size_t i = 1; i < keys_.size(); ++i) {
+    const Key& earlier = keys_[i - 1];
+    if (earlier.hash == keys_[i].hash && name(earlier) == name(keys_[i])) {
+      places.push_back(earlier.place);
+    }
+  }
+  return places;
+}
+
 std::vector<ZipMember> parse_zip_directory(ByteView bytes, const ZipEnd& end,
                                            const ZipLimits& limits) {
   std::vector<ZipMember> members = DirectoryParser(bytes, end).parse();
   separate(members, end.directory_offset);
-  drop_duplicates(members);
+  drop_hidden(members);
   check_total_nbytes(members, limits);
   return members;
 }

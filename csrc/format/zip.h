@@ -71,6 +71,28 @@ struct ZipMember {
   std::string_view name_in_file() const { return raw_name.empty() ? name : raw_name; }
 };
 
+// Finds members by name. Sorted by hash and only then by name, so that names made to collide
+// cost no more than others.
+class ZipIndex {
+ public:
+  // `members` must outlive the index and stay as they are.
+  explicit ZipIndex(const std::vector<ZipMember>& members);
+  // Where in the members the last one of that name is.
+  std::optional<size_t> find(std::string_view name) const;
+  // Where those are that a later member of the same name hides.
+  std::vector<size_t> hidden() const;
+
+ private:
+  struct Key {
+    uint64_t hash;
+    size_t place;
+  };
+  std::string_view name(const Key& key) const { return members_[key.place].name; }
+
+  const std::vector<ZipMember>& members_;
+  std::vector<Key> keys_;
+};
+
 inline constexpr uint16_t kZipStored = 0;
 inline constexpr uint16_t kZipDeflated = 8;
 
