@@ -10,7 +10,6 @@ import subprocess
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 from servers.http import Answer, ObjectServer, Request, parse_range
 from support import noise, npy, npz, run_script, zipped
+from zip_bytes import Member, directory_entry, end_record, local_header, stored
 
 import torchnpy as tnp
 
@@ -266,48 +266,17 @@ GIB = 1 << 30
 HUGE_NBYTES = 4 * GIB + 12_345
 
 
-@dataclass
-class Member:
-    """Stored; zeros follow `front` up to `nbytes`, and then comes `back`."""
-
-    name: str
-    front: bytes
-    nbytes: int
-    crc32: int
-    back: bytes = b""
-    offset: int = 0
-
-
-def zip64_extra(*values: int) -> bytes:
-    return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
-
-
-def write_sparse(path: Path, members: list[Member]) -> None:
-    """An archive with ZIP64 everywhere; zeros are holes of the file."""
+def write_sparse(path: Path, members: list[tuple[Member, bytes]]) -> None:
+    """Stored members, whose data is a front, zeros (holes of the file) and a back."""
     with path.open("wb") as file:
-        for member in members:
-            member.offset = file.tell()
-            name = member.name.encode()
-            extra = zip64_extra(member.nbytes, member.nbytes)
-            header = (45, 0, 0, 0, 0x21, member.crc32, 0xFFFFFFFF, 0xFFFFFFFF)
-            file.write(struct.pack("<4s5H3I2H", b"PK\x03\x04", *header, len(name), len(extra)))
-            file.write(name + extra + member.front)
-            file.seek(member.nbytes - len(member.front) - len(member.back), os.SEEK_CUR)
-            file.write(member.back)
-        directory = file.tell()
-        for member in members:
-            name = member.name.encode()
-            extra = zip64_extra(member.nbytes, member.nbytes, member.offset)
-            sizes = (45, 45, 0, 0, 0, 0x21, member.crc32, 0xFFFFFFFF, 0xFFFFFFFF)
-            rest = (len(name), len(extra), 0, 0, 0, 0, 0xFFFFFFFF)
-            file.write(struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *sizes, *rest) + name + extra)
-        end = file.tell()
-        count = len(members)
-        file.write(struct.pack("<4sQ2H2I", b"PK\x06\x06", 44, 45, 45, 0, 0))
-        file.write(struct.pack("<4Q", count, count, end - directory, directory))
-        file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1))
-        ones = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
-        file.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, *ones, 0))
+        directory = b""
+        for member, back in members:
+            directory += directory_entry(member, file.tell())
+            file.write(local_header(member) + member.data)
+            file.seek(member.nbytes - len(member.data) - len(back), os.SEEK_CUR)
+            file.write(back)
+        offset = file.tell()
+        file.write(directory + end_record(len(members), len(directory), offset))
 
 
 SMALL = noise(1000, seed=5)
@@ -320,13 +289,12 @@ def huge_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("huge") / "huge.npz"
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({HUGE_NBYTES},), }}"
     header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117).encode() + b"\n"
-    # What zlib.crc32() says of it all takes seconds to find out: nobody asks for it here.
-    huge = Member("huge.npy", header, len(header) + HUGE_NBYTES, 0, BACK)
-    small = npy(SMALL)
-    before = Member("before.npy", small, len(small), zlib.crc32(small))
-    after = Member("after.npy", small, len(small), zlib.crc32(small))
-    write_sparse(path, [before, huge, after])
-    assert after.offset > 4 * GIB
+    # Nobody asks for its checksum, which takes seconds to find out.
+    nbytes = len(header) + HUGE_NBYTES
+    huge = Member(header, nbytes, 0, compressed_nbytes=nbytes, name="huge.npy")
+    before, after = (stored(npy(SMALL), name=f"{name}.npy") for name in ("before", "after"))
+    write_sparse(path, [(before, b""), (huge, BACK), (after, b"")])
+    assert path.stat().st_size > HUGE_NBYTES
     assert path.stat().st_blocks * 512 < 1 << 20
     yield path
     path.unlink()
