@@ -205,8 +205,9 @@ def test_a_directory_of_zip64_is_read(tmp_path: Path, deflate: bool, is_zip64: b
 
 def rewritten(data: bytes, form: str) -> bytes:
     """The local headers as numpy leaves them under a version of Python. All have ZIP64's extra
-    field with both sizes, as np.savez() opens members with force_zip64. Until 3.11.3 the 32-bit
-    sizes beside it are the real ones, later they are all ones (python/cpython#103861)."""
+    field with both sizes, as np.savez() opens members with force_zip64. Up to Python 3.10 the
+    32-bit sizes beside it are the real ones and the version is 2.0; since a release of 3.11 they
+    are all ones and the version is 4.5."""
     out = bytearray(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for info in archive.infolist():
@@ -217,6 +218,7 @@ def rewritten(data: bytes, form: str) -> bytes:
             assert extra_nbytes == 20
             sizes = info.compress_size, info.file_size
             struct.pack_into("<QQ", out, extra + 4, sizes[1], sizes[0])
+            struct.pack_into("<H", out, at + 4, 20 if form == "real sizes" else 45)
             if form == "real sizes":
                 struct.pack_into("<II", out, at + 18, *sizes)
             else:
