@@ -31,9 +31,26 @@ def npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
+def npz(*, compressed: bool = False, **arrays: Any) -> bytes:
+    """The archive as numpy writes it."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Values that no two tests share by accident."""
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def name_in(url: str) -> str:
+    """Its last part; for datasets in workers, which import it by name."""
+    return url.rpartition("/")[2]
+
+
+def as_list(samples: list[Any]) -> list[Any]:
+    """A collate function that collates nothing."""
+    return samples
 
 
 # TorchScript reads the source of what it compiles: scripts must be files.
