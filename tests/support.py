@@ -72,6 +72,16 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
+def name_in(url: str) -> str:
+    """Its last part; for datasets in workers, which import it by name."""
+    return url.rpartition("/")[2]
+
+
+def as_list(samples: list[Any]) -> list[Any]:
+    """A collate function that collates nothing."""
+    return samples
+
+
 # TorchScript reads the source of what it compiles: scripts must be files.
 _scripts = tempfile.TemporaryDirectory()
 _script_numbers = itertools.count()

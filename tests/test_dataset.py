@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from servers.http import ObjectServer, status
 from servers.s3 import S3Server
-from support import noise, npy
+from support import as_list, name_in, noise, npy
 from torch.utils.data import DataLoader, Subset, random_split
 
 import torchnpy as tnp
@@ -122,13 +121,9 @@ def test_labels_may_be_the_url_of_an_array(
         assert len(server.requests_for("/labels.npy")) == 1
 
 
-def label_of(url: str) -> str:
-    return url.rpartition("/")[2]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_labels_may_be_a_function_of_the_url(urls: list[str], workers: int) -> None:
-    dataset = NpyDataset(urls, labels=label_of)
+    dataset = NpyDataset(urls, labels=name_in)
     assert dataset[5][1] == "05.npy"
     _, names = next(iter(DataLoader(dataset, 3, num_workers=workers)))
     assert list(names) == ["00.npy", "01.npy", "02.npy"]
@@ -163,10 +158,6 @@ def test_dtype_names_the_bits(server: ObjectServer) -> None:
     assert torch.equal(dataset[0], expected[0])
     (batch,) = DataLoader(dataset, 4)
     assert torch.equal(batch, expected)
-
-
-def as_list(samples: list[Any]) -> list[Any]:
-    return samples
 
 
 @pytest.mark.parametrize("workers", [0, 1])

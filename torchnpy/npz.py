@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -47,9 +46,9 @@ class NpzLimits:
 
     def __post_init__(self) -> None:
         for field, value in zip(fields(self), self.values, strict=True):
-            if not 0 <= operator.index(value) <= sys.maxsize:
+            if not isinstance(value, int) or not 0 <= value <= sys.maxsize:
                 raise ValueError(
-                    f"limits.{field.name}: expected 0 to {sys.maxsize} but found {value}"
+                    f"limits.{field.name}: expected 0 to {sys.maxsize} but found {value!r}"
                 )
 
     @property
