@@ -61,10 +61,8 @@ def load(
     """
     values = (limits or DEFAULT_LIMITS).values
     if is_url(source):
-        loaded = _C.load(native(client), encode(source), mmap, dtype, values)
-        if isinstance(loaded, _C.NpzArchive):
-            return NpzFile(loaded, verify=verify, dtype=dtype)
-        return loaded
+        loaded = _C.load(native(client), encode(source), mmap, dtype, values, verify)
+        return NpzFile(loaded) if isinstance(loaded, _C.NpzArchive) else loaded
     name = "<bytes>"
     if is_stream(source):
         name = stream_name(source)
@@ -77,8 +75,7 @@ def load(
         source = data
     buffer = cast(Buffer, source)
     if _C.begins_as_zip(buffer, name):
-        archive = _C.open_npz_bytes(buffer, name, False, values)
-        return NpzFile(archive, verify=verify, dtype=dtype)
+        return NpzFile(_C.open_npz_bytes(buffer, name, False, values, verify, dtype))
     return _C.load_named(buffer, name, dtype)
 
 

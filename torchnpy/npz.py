@@ -73,12 +73,8 @@ class NpzFile(Mapping[str, Array]):
     load(), load_npz() and open_npz() make it. As a context manager it closes itself.
     """
 
-    def __init__(
-        self, archive: _C.NpzArchive, *, verify: bool = True, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, archive: _C.NpzArchive) -> None:
         self._archive: _C.NpzArchive | None = archive
-        self._verify = verify
-        self._dtype = dtype
         self._files: list[str] | None = None
 
     @property
@@ -105,7 +101,7 @@ class NpzFile(Mapping[str, Array]):
         """
         if not isinstance(name, str):
             raise KeyError(name)
-        return _C.read_npz_member(self._open(), name, self._verify, self._dtype)
+        return _C.read_npz_member(self._open(), name)
 
     def read(
         self, names: Iterable[str] | None = None, *, dtype: torch.dtype | None = None
@@ -123,7 +119,7 @@ class NpzFile(Mapping[str, Array]):
             As npz[name]; the first failure ends the rest.
         """
         keys = None if names is None else _check_names(names)
-        return _C.read_npz(self._open(), keys, self._verify, dtype or self._dtype)
+        return _C.read_npz(self._open(), keys, dtype)
 
     def header(self, name: str) -> NpyHeader:
         """The header of a member, of which only the first bytes are read and inflated.
@@ -184,7 +180,7 @@ def load_npz(
 
     Args:
         data: See load_npy(). Stored members share its memory, as load_npy() does.
-        copy: Copy ``data`` first; members are then views of the copy.
+        copy: Always copy: no member shares the memory of ``data``.
         verify: Check the CRC-32 of each member when it is read, of views the first time.
         limits: Default: DEFAULT_LIMITS.
 
@@ -192,7 +188,7 @@ def load_npz(
         FormatError: ``data`` is no archive, breaks the format, or exceeds a limit.
     """
     values = (limits or DEFAULT_LIMITS).values
-    return NpzFile(_C.open_npz_bytes(data, "<bytes>", copy, values), verify=verify)
+    return NpzFile(_C.open_npz_bytes(data, "<bytes>", copy, values, verify, None))
 
 
 def open_npz(
@@ -216,12 +212,12 @@ def open_npz(
     """
     values = (limits or DEFAULT_LIMITS).values
     if is_url(source):
-        return NpzFile(_C.open_npz(native(client), encode(source), values), verify=verify)
+        return NpzFile(_C.open_npz(native(client), encode(source), values, verify))
     name, data = "<bytes>", cast(Buffer, source)
     if is_stream(source):
         name, data = stream_name(source), bytearray()
         read_more(source, data, sys.maxsize)
-    return NpzFile(_C.open_npz_bytes(data, name, False, values), verify=verify)
+    return NpzFile(_C.open_npz_bytes(data, name, False, values, verify, None))
 
 
 def read_many(

@@ -69,17 +69,16 @@ std::optional<uint64_t> find_data_offset(const py::object& data, const std::stri
 
 // An array, or the handle of an archive.
 py::object load_object(Client& client, const std::string& url, bool mmap, const py::object& dtype,
-                       const LimitValues& limits) {
+                       const LimitValues& limits, bool verify) {
   LoadOptions options;
   options.mmap = mmap;
   options.dtype = parse_dtype(dtype);
-  NpzOptions npz_options;
-  npz_options.limits = make_limits(limits);
-  npz_options.part_nbytes = client.options().part_nbytes;
+  NpzOptions npz_options = make_npz_options(client, limits, verify);
+  npz_options.dtype = options.dtype;
   Content content = without_gil([&] { return load_any(client, url, options, npz_options); });
   if (const Array* array = std::get_if<Array>(&content)) return wrap(*array);
-  return py::cast(ArchiveHandle{std::get<std::shared_ptr<const NpzArchive>>(std::move(content)),
-                                npz_options.part_nbytes});
+  return py::cast(
+      ArchiveHandle{std::get<std::shared_ptr<const NpzArchive>>(std::move(content)), npz_options});
 }
 
 py::object load_object_rows(Client& client, const std::string& url, int64_t start, int64_t stop,

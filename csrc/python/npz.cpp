@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,11 +15,12 @@
 namespace torchnpy {
 namespace {
 
-ArchiveHandle open_archive(Client& client, const std::string& url, const LimitValues& limits) {
-  NpzOptions options;
-  options.limits = make_limits(limits);
-  options.part_nbytes = client.options().part_nbytes;
-  return {without_gil([&] { return open_npz(client.open(url), options); }), options.part_nbytes};
+ZipLimits make_limits(const LimitValues& values) { return {values[0], values[1], values[2]}; }
+
+ArchiveHandle open_archive(Client& client, const std::string& url, const LimitValues& limits,
+                           bool verify) {
+  const NpzOptions options = make_npz_options(client, limits, verify);
+  return {without_gil([&] { return open_npz(client.open(url), options); }), options};
 }
 
 OwnedBytes share_object(const py::object& data) {
@@ -34,7 +34,12 @@ OwnedBytes share_object(const py::object& data) {
 }
 
 ArchiveHandle open_archive_bytes(const py::object& data, const std::string& name, bool copy,
-                                 const LimitValues& limits) {
+                                 const LimitValues& limits, bool verify, const py::object& dtype) {
+  NpzOptions options;
+  options.verify = verify;
+  options.copy = copy;
+  options.dtype = parse_dtype(dtype);
+  options.limits = make_limits(limits);
   OwnedBytes bytes;
   try {
     bytes = share_object(data);
@@ -42,25 +47,9 @@ ArchiveHandle open_archive_bytes(const py::object& data, const std::string& name
     error.add_context(name);
     throw;
   }
-  NpzOptions options;
-  options.limits = make_limits(limits);
-  return {without_gil([&] {
-            if (copy) {
-              OwnedBytes own = torch_allocator().allocate(bytes.bytes.size());
-              std::ranges::copy(bytes.bytes, own.bytes.begin());
-              bytes = std::move(own);
-            }
-            return open_npz(make_memory_source(name, std::move(bytes)), options);
-          }),
-          options.part_nbytes};
-}
-
-NpzOptions make_npz_options(bool verify, const py::object& dtype, uint64_t part_nbytes) {
-  NpzOptions options;
-  options.verify = verify;
-  options.dtype = parse_dtype(dtype);
-  options.part_nbytes = part_nbytes;
-  return options;
+  return {
+      without_gil([&] { return open_npz(make_memory_source(name, std::move(bytes)), options); }),
+      options};
 }
 
 py::dict wrap_members(const std::vector<NamedArray>& members) {
@@ -69,22 +58,23 @@ py::dict wrap_members(const std::vector<NamedArray>& members) {
   return result;
 }
 
-py::dict read_archive(const ArchiveHandle& handle, const NpzKeys& keys, bool verify,
-                      const py::object& dtype) {
-  const NpzOptions options = make_npz_options(verify, dtype, handle.part_nbytes);
+py::dict read_archive(const ArchiveHandle& handle, const NpzKeys& keys, const py::object& dtype) {
+  NpzOptions options = handle.options;
+  if (!dtype.is_none()) options.dtype = parse_dtype(dtype);
   return wrap_members(without_gil([&] { return read_npz(handle.archive, keys, options); }));
 }
 
-py::object read_archive_member(const ArchiveHandle& handle, const std::string& key, bool verify,
-                               const py::object& dtype) {
-  const NpzOptions options = make_npz_options(verify, dtype, handle.part_nbytes);
+py::object read_archive_member(const ArchiveHandle& handle, const std::string& key) {
   const NpzKeys keys = std::vector<std::string>{key};
-  return wrap(without_gil([&] { return read_npz(handle.archive, keys, options); }).front().array);
+  return wrap(without_gil(
+      [&] { return std::move(read_npz(handle.archive, keys, handle.options).front().array); }));
 }
 
 py::list read_archives(Client& client, const std::vector<std::string>& urls, const NpzKeys& keys,
                        bool verify) {
-  const NpzOptions options = make_npz_options(verify, py::none(), client.options().part_nbytes);
+  NpzOptions options;
+  options.verify = verify;
+  options.part_nbytes = client.options().part_nbytes;
   py::list result;
   const auto load = [&] {
     std::vector<std::shared_ptr<Source>> sources;
@@ -98,10 +88,9 @@ py::list read_archives(Client& client, const std::vector<std::string>& urls, con
 }
 
 py::list read_archive_headers(const ArchiveHandle& handle, const NpzKeys& keys) {
-  const NpzOptions options = make_npz_options(false, py::none(), handle.part_nbytes);
   py::list result;
   for (const NpyHeader& header :
-       without_gil([&] { return read_npz_headers(handle.archive, keys, options); })) {
+       without_gil([&] { return read_npz_headers(handle.archive, keys, handle.options); })) {
     result.append(wrap_header(header));
   }
   return result;
@@ -118,7 +107,13 @@ py::list describe_archive(const ArchiveHandle& handle, size_t count) {
 
 }  // namespace
 
-ZipLimits make_limits(const LimitValues& values) { return {values[0], values[1], values[2]}; }
+NpzOptions make_npz_options(const Client& client, const LimitValues& limits, bool verify) {
+  NpzOptions options;
+  options.verify = verify;
+  options.limits = make_limits(limits);
+  options.part_nbytes = client.options().part_nbytes;
+  return options;
+}
 
 void bind_npz(py::module_& m) {
   py::class_<ArchiveHandle>(m, "NpzArchive")

@@ -7,19 +7,19 @@
 #include <cstdint>
 #include <memory>
 
-#include "archive/npz.h"
+#include "torch/npz.h"
 
 namespace torchnpy {
 
 // An open archive as Python holds it.
 struct ArchiveHandle {
   std::shared_ptr<const NpzArchive> archive;
-  uint64_t part_nbytes;  // of the client that opened it
+  NpzOptions options;  // that members are read with
 };
 
 // Members, total_nbytes and expansion of torchnpy.NpzLimits.
 using LimitValues = std::array<uint64_t, 3>;
-ZipLimits make_limits(const LimitValues& values);
+NpzOptions make_npz_options(const Client& client, const LimitValues& limits, bool verify);
 
 // Adds the class NpzArchive and its functions to _C.
 void bind_npz(pybind11::module_& m);

@@ -30,6 +30,10 @@ NpzLoadOptions make_options(const NpzKeys& keys, const NpzOptions& options) {
 
 Array make_entry(NpzEntry entry, const NpzOptions& options) {
   c10::Storage storage = share_bytes(std::move(entry.data));
+  if (entry.is_view && options.copy) {
+    storage = copy_storage(storage);
+    entry.is_view = false;
+  }
   if (!entry.header) return make_bytes(std::move(storage));
   const bool is_void = entry.header->dtype.type == ScalarType::kVoid;
   Array array = make_array(*entry.header, std::move(storage), /*exclusive=*/!entry.is_view,
@@ -82,7 +86,8 @@ bool begins_as_zip(ByteView bytes) {
 
 std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
                                            const NpzOptions& options) {
-  NpzLoader loader(std::move(source), torch_allocator(), make_options(std::vector<std::string>{}, options));
+  NpzLoader loader(std::move(source), torch_allocator(),
+                   make_options(std::vector<std::string>{}, options));
   load_one(loader, run_options());
   return loader.archive();
 }

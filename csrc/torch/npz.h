@@ -15,6 +15,7 @@ namespace torchnpy {
 struct NpzOptions {
   bool verify = true;                   // check each CRC-32
   std::optional<at::ScalarType> dtype;  // of members of a void dtype; others do not heed it
+  bool copy = false;                    // views, too, become memory of their own
   bool single = false;                  // refuse structured members, which are several tensors
   uint64_t part_nbytes = 8 << 20;
   ZipLimits limits;  // to open with
