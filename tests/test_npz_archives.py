@@ -345,8 +345,8 @@ class FileServer(ObjectServer):
     """Serves a file by ranges, of which it reads no more than it sends."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.mapping = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+        with path.open("rb") as file:
+            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         super().__init__()
 
     def answer(self, request: Request) -> Answer:

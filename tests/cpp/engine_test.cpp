@@ -1,11 +1,13 @@
 #include "transport/engine.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <functional>
@@ -274,6 +276,28 @@ TEST_P(EngineFork, ChildReadsWhileTheParentsReadsGoOn) {
   reader.join();
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(client.metrics->retries, 0);  // the parent's connections survived
+}
+
+// libcurl says nothing when it closes a socket whose connect failed, and others get its number.
+TEST_P(EngineFork, ChildKeepsFilesThatTookTheNumbersOfFailedConnections) {
+  const int port = [] {
+    const FaultServer closed("");
+    return closed.port();
+  }();
+  TestClient client;
+  client.options->retries = 1;
+  TestSink refused;
+  const auto source = client.open("http://127.0.0.1:" + std::to_string(port) + "/x");
+  source->start({}, refused);
+  EXPECT_EQ(refused.transport_error().http_status(), 0);
+  std::vector<int> files;
+  for (int i = 0; i < 32; ++i) files.push_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const int closed_count = run_in_child([&] {
+    return static_cast<int>(
+        std::ranges::count_if(files, [](int file) { return fcntl(file, F_GETFD) < 0; }));
+  });
+  for (const int file : files) ::close(file);
+  EXPECT_EQ(closed_count, 0);
 }
 
 TEST_P(EngineFork, ExitWithATransferInFlightIsClean) {
