@@ -41,6 +41,7 @@ demo: compile packages-demo
 	@.venv/bin/python examples/train_digits.py $(DEMO_ARGS)
 
 test: compile compile-tests packages-demo packages-test
+	@tools/system test
 	@build/cmake/npy_core_test --gtest_brief=1
 	@.venv/bin/pytest $(PYTEST_ARGS)
 

@@ -8,11 +8,15 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +35,35 @@ def npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
-def npz(*, compressed: bool = False, **arrays: Any) -> bytes:
-    """The archive as numpy writes it."""
+def npz(*arrays: Any, deflate: bool = False, **named: Any) -> bytes:
+    """The arrays as numpy archives them."""
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    (np.savez_compressed if deflate else np.savez)(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
+def zipped(
+    members: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+    *,
+    deflate: bool = False,
+    alignment: int = 1,
+    comment: bytes = b"",
+) -> bytes:
+    """An archive of these members; names may repeat. The data of each begins at a multiple of
+    `alignment`, which an extra field of the local header pads to."""
+    buffer = io.BytesIO()
+    pairs = members.items() if isinstance(members, Mapping) else members
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that repeat
+        for name, data in pairs:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+            if alignment > 1:
+                begin = buffer.tell() + 30 + len(name.encode()) + 4
+                padding = -begin % alignment
+                info.extra = struct.pack("<HH", 0xD935, padding) + bytes(padding)
+            archive.writestr(info, data)
+        archive.comment = comment
     return buffer.getvalue()
 
 

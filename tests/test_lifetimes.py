@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import mmap
 import textwrap
 import threading
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from owners import EXITS, OWNERS, Owner, address, mapped, overwrite_free_memory
 from support import noise, npy, run_script
 
 import torchnpy as tnp
@@ -22,36 +21,6 @@ import torchnpy as tnp
 ARRAY = noise(100, 1000)
 EXPECTED = torch.from_numpy(ARRAY)
 NBYTES = len(npy(ARRAY))
-
-
-def mapped(data: bytes) -> mmap.mmap:
-    owner = mmap.mmap(-1, len(data))
-    owner[:] = data
-    return owner
-
-
-OWNERS: dict[str, Callable[[bytes], Any]] = {
-    "bytes": lambda data: bytes(bytearray(data)),
-    "bytearray": bytearray,
-    "memoryview": lambda data: memoryview(bytearray(data)),
-    "read-only memoryview": lambda data: memoryview(bytearray(data)).toreadonly(),
-    "mmap": mapped,
-    "numpy": lambda data: np.frombuffer(data, np.uint8).copy(),
-    "numpy int8": lambda data: np.frombuffer(data, np.int8).copy(),
-    "tensor": lambda data: torch.frombuffer(bytearray(data), dtype=torch.uint8).clone(),
-}
-
-
-def overwrite_free_memory() -> None:
-    gc.collect()
-    for _ in range(20):
-        bytearray(b"\xff" * NBYTES)
-
-
-def address(owner: Any) -> int:
-    if isinstance(owner, torch.Tensor):
-        return owner.data_ptr()
-    return int(np.frombuffer(owner, np.uint8).__array_interface__["data"][0])
 
 
 @pytest.mark.parametrize("kind", OWNERS)
@@ -67,13 +36,9 @@ def test_the_owner_lives_until_the_last_view_dies(kind: str) -> None:
     tensor = tnp.load_npy(OWNERS[kind](npy(ARRAY)))
     views = [tensor[3:5], tensor.view(torch.int8)[7], tensor.T]
     del tensor
-    overwrite_free_memory()
+    overwrite_free_memory(NBYTES)
     assert torch.equal(views[0], EXPECTED[3:5])
     assert torch.equal(views[2], EXPECTED.T)
-
-
-class Owner(bytearray):
-    """Can be watched dying."""
 
 
 @pytest.mark.parametrize("where", ["here", "another thread", "a cycle"])
@@ -106,7 +71,7 @@ def test_the_fields_of_a_record_share_one_owner() -> None:
     assert isinstance(fields, dict)
     b = fields["b"]
     del owner, fields
-    overwrite_free_memory()
+    overwrite_free_memory(NBYTES)
     assert torch.equal(b, torch.arange(1000, dtype=torch.int32))
     assert death() is not None
     del b
@@ -280,7 +245,7 @@ def large_file(tmp_path: Path) -> Path:
 def test_a_mapped_tensor_outlives_everything(large_file: Path) -> None:
     row = tnp.load(large_file)[500]
     large_file.unlink()
-    overwrite_free_memory()
+    overwrite_free_memory(NBYTES)
     assert torch.equal(row, torch.from_numpy(noise(1000, 1000)[500]))
 
 
@@ -304,58 +269,6 @@ def test_mapping_is_dropped_with_the_last_view(large_file: Path) -> None:
     del row
     gc.collect()
     assert maps() == 0
-
-
-EXITS = {
-    "a global": "keep = tensor",
-    "a module": "import builtins; builtins.keep = tensor",
-    "a scripted module": """
-        class Module(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.register_buffer("x", tensor)
-            def forward(self):
-                return self.x.sum()
-        import warnings; warnings.simplefilter("ignore")
-        keep = torch.jit.script(Module())
-        keep()
-        """,
-    "an autograd graph": """
-        weight = torch.ones(3, requires_grad=True)
-        keep = (weight * tensor[:3].float()).exp()
-        """,
-    "a future": "keep = torch.futures.Future(); keep.set_result(tensor)",
-    "a daemon thread": """
-        import threading, time
-        def hold(t):
-            view = t[1:]
-            time.sleep(1e6)
-        threading.Thread(target=hold, args=(tensor,), daemon=True).start()
-        """,
-    "an atexit hook": "import atexit; atexit.register(lambda t=tensor: print(int(t[0])))",
-    "a leaked C++ reference": """
-        class Module(torch.nn.Module):
-            def forward(self, x: torch.Tensor):
-                # A view that Python never saw: a wrapper that dies on a thread of torch while
-                # the interpreter ends makes torch itself abort, whoever owns the bytes.
-                return torch.jit.fork(child, x.view(-1))
-        def child(x: torch.Tensor) -> torch.Tensor:
-            return x.view(-1) + 0
-        import warnings; warnings.simplefilter("ignore")
-        keep = [torch.jit.script(Module())(tensor) for _ in range(50)]
-        """,
-    "a thread-local of torch": """
-        class Keep(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x, t):
-                ctx.save_for_backward(t)
-                return x.clone()
-            @staticmethod
-            def backward(ctx, g):
-                return g, None
-        keep = Keep.apply(torch.ones(1, requires_grad=True), tensor)
-        """,
-}
 
 
 SOURCES = {

@@ -25,7 +25,7 @@ MASKS = [noise(40, 30, seed=100 + i) > 127 for i in range(COUNT)]
 STACKED_IMAGES = torch.from_numpy(np.stack(IMAGES))
 STACKED_MASKS = torch.from_numpy(np.stack(MASKS))
 ARCHIVES = [
-    npz(compressed=i % 2 == 0, image=image, mask=mask, index=i)
+    npz(deflate=i % 2 == 0, image=image, mask=mask, index=i)
     for i, (image, mask) in enumerate(zip(IMAGES, MASKS, strict=True))
 ]
 
@@ -135,7 +135,7 @@ def test_only_the_members_asked_for_are_fetched(
         "right": noise(400, 500, seed=3),
         "rest": noise(2000, 500, seed=4),
     }
-    data = npz(compressed=compressed, **arrays)
+    data = npz(deflate=compressed, **arrays)
     urls = [server.put(f"/{i}.npz", data) for i in range(count)]
     (batch,) = loader_of(NpzDataset(urls, ["right", "left"]), count, context)
     assert torch.equal(batch["left"], torch.from_numpy(arrays["left"]).expand(count, -1, -1))

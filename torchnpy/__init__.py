@@ -6,16 +6,21 @@ the same verbs for scripted models and C++.
 
 from torchnpy.client import Client, ObjectInfo, default_client, set_default_client
 from torchnpy.errors import FormatError, LockError, TransportError, UnsupportedError
-from torchnpy.io import Array, NpyHeader, header, load, load_many, load_npy, load_rows
+from torchnpy.io import header, load, load_many, load_npy, load_rows
+from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits, load_npz, open_npz
+from torchnpy.sources import Array, NpyHeader
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_LIMITS",
     "Array",
     "Client",
     "FormatError",
     "LockError",
     "NpyHeader",
+    "NpzFile",
+    "NpzLimits",
     "ObjectInfo",
     "TransportError",
     "UnsupportedError",
@@ -24,6 +29,8 @@ __all__ = [
     "load",
     "load_many",
     "load_npy",
+    "load_npz",
     "load_rows",
+    "open_npz",
     "set_default_client",
 ]

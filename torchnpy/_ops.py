@@ -31,6 +31,18 @@ def _fake_load_many(urls: list[str]) -> list[torch.Tensor]:
     _data_dependent("load_many")
 
 
+def _fake_load_npz(url: str) -> dict[str, torch.Tensor]:
+    _data_dependent("load_npz")
+
+
+def _fake_load_npz_keys(url: str, keys: list[str]) -> list[torch.Tensor]:
+    _data_dependent("load_npz_keys")
+
+
+def _fake_npz_keys(url: str) -> list[str]:
+    _data_dependent("npz_keys")
+
+
 def _fake_header(url: str) -> tuple[str, list[int], bool, int]:
     _data_dependent("header")
 
@@ -49,6 +61,9 @@ for _fake in (
     _fake_load,
     _fake_load_rows,
     _fake_load_many,
+    _fake_load_npz,
+    _fake_load_npz_keys,
+    _fake_npz_keys,
     _fake_header,
     _fake_fetch,
     _fake_decode,

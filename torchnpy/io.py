@@ -1,57 +1,31 @@
-"""Loading arrays: from bytes, files, HTTP and S3.
-
-A ``source`` is a URL (``s3://bucket/key``, ``http(s)://``, ``file://``), a path, an open binary
-file, or bytes. An ``Array`` is a tensor; for a structured dtype a dict of tensors, one a field.
-"""
+"""Loading arrays: from bytes, files, HTTP and S3."""
 
 from __future__ import annotations
 
-import mmap as _mmap
 import operator
-import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
+from typing import cast
 
 import torch
 
 from torchnpy._ops import _C
-from torchnpy.client import Client, default_client
-
-if TYPE_CHECKING:
-    import numpy
-
-    NumpyArray = numpy.ndarray[Any, Any]
-else:
-    NumpyArray = Any
-
-Array: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
-Buffer: TypeAlias = bytes | bytearray | memoryview | _mmap.mmap | NumpyArray | torch.Tensor
-Url: TypeAlias = str | os.PathLike[str]
-Source: TypeAlias = Url | BinaryIO | Buffer
-
-# The shortest file: magic, version and a header's length, as version 2.0 and 3.0 have them.
-_PREAMBLE_NBYTES = 12
-_STREAM_CHUNK_NBYTES = 64 << 20
-
-
-class NpyHeader(NamedTuple):
-    """What the header of a ``.npy`` says (numpy.lib.format)."""
-
-    descr: str
-    """The dtype as it stands in the file: ``<f4``, or the list of fields."""
-    dtype: torch.dtype | dict[str, Any] | None
-    """In torch; a dict for a structured dtype; None where torch has none (objects, text)."""
-    shape: tuple[int, ...]
-    fortran_order: bool
-    data_offset: int
-    """Bytes from the start of the file to the data."""
-    nbytes: int
-    """Bytes of data."""
-    version: tuple[int, int]
-    unit: str
-    """Of datetime64 and timedelta64, which load as int64: ``ns``, ``25s``; else empty."""
-
+from torchnpy.client import Client
+from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits
+from torchnpy.sources import (
+    Array,
+    Buffer,
+    NpyHeader,
+    Source,
+    encode,
+    is_stream,
+    is_url,
+    native,
+    read_array,
+    read_header,
+    read_more,
+    stream_name,
+)
 
 # No wrapper: a call of Python would cost a tenth of its time.
 load_npy = _C.load_npy
@@ -62,30 +36,47 @@ def load(
     *,
     mmap: bool = True,
     dtype: torch.dtype | None = None,
+    verify: bool = True,
+    limits: NpzLimits | None = None,
     client: Client | None = None,
-) -> Array:
-    """Loads one array.
+) -> Array | NpzFile:
+    """Loads one array, or opens an archive of arrays: the content says which it is.
 
     Local files of at least 256 KiB are mapped copy-on-write: no copy is made, and writes to the
     tensor never reach the file. An open file is left positioned after the array, so that arrays
-    written one after another load one by one.
+    written one after another load one by one; an archive is read to its end.
 
     Args:
-        source: See the module.
+        source: See torchnpy.sources. A name that ends in ``.npz`` makes the object's end be read
+            first.
         mmap: False reads a local file into memory; for files that others may truncate.
-        dtype: See load_npy().
+        dtype: See load_npy(); of an archive, what members of a void dtype are.
+        verify, limits: Of an archive; see open_npz().
         client: For remote sources. Default: default_client().
 
     Raises:
         TransportError: The object could not be read; also FileNotFoundError, PermissionError or
             TimeoutError where that was the reason.
-        FormatError, UnsupportedError, ValueError: See load_npy().
+        FormatError, UnsupportedError, ValueError: See load_npy() and open_npz().
     """
-    if _is_url(source):
-        return _C.load(_native(client), _encode(source), mmap, dtype)
-    if _is_stream(source):
-        return _load_stream(source, dtype)
-    return load_npy(cast(Buffer, source), dtype=dtype)
+    values = (limits or DEFAULT_LIMITS).values
+    if is_url(source):
+        loaded = _C.load(native(client), encode(source), mmap, dtype, values, verify)
+        return NpzFile(loaded) if isinstance(loaded, _C.NpzArchive) else loaded
+    name = "<bytes>"
+    if is_stream(source):
+        name = stream_name(source)
+        data = bytearray()
+        read_more(source, data, 4)  # b"PK\x03\x04", where it is one
+        if _C.begins_as_zip(data, name):
+            read_more(source, data, sys.maxsize)
+        else:
+            read_array(source, data)
+        source = data
+    buffer = cast(Buffer, source)
+    if _C.begins_as_zip(buffer, name):
+        return NpzFile(_C.open_npz_bytes(buffer, name, False, values, verify, dtype))
+    return _C.load_named(buffer, name, dtype)
 
 
 def load_many(
@@ -100,10 +91,10 @@ def load_many(
         As load(); the first failure ends the rest.
     """
     sources = list(sources)
-    urls = [_encode(source) for source in sources if _is_url(source)]
-    loaded = iter(_C.load_many(_native(client), urls, dtype))
+    urls = [encode(source) for source in sources if is_url(source)]
+    loaded = iter(_C.load_many(native(client), urls, dtype))
     return [
-        next(loaded) if _is_url(source) else load(source, dtype=dtype, client=client)
+        next(loaded) if is_url(source) else load(source, dtype=dtype, client=client)
         for source in sources
     ]
 
@@ -125,9 +116,12 @@ def load_rows(
     """
     first = _slice_index(start, 0)
     last = _slice_index(stop, sys.maxsize)
-    if _is_url(source):
-        return _C.load_rows(_native(client), _encode(source), first, last, dtype)
-    data = _read_stream(source) if _is_stream(source) else cast(Buffer, source)
+    if is_url(source):
+        return _C.load_rows(native(client), encode(source), first, last, dtype)
+    data = cast(Buffer, source)
+    if is_stream(source):
+        data = bytearray()
+        read_array(source, data)
     if header(data).shape == ():
         raise ValueError("expected an array with rows but found one of shape (); load it whole")
     array = load_npy(data, dtype=dtype)
@@ -144,22 +138,11 @@ def header(source: Source, *, client: Client | None = None) -> NpyHeader:
     Raises:
         TransportError, FormatError: See load().
     """
-    if _is_url(source):
-        return NpyHeader(*_C.header(_native(client), _encode(source)))
-    if _is_stream(source):
-        return _read_header(source)[0]
+    if is_url(source):
+        return NpyHeader(*_C.header(native(client), encode(source)))
+    if is_stream(source):
+        return read_header(source, bytearray())
     return NpyHeader(*_C.parse_header(cast(Buffer, source), "<bytes>"))
-
-
-def _native(client: Client | None) -> _C.Client:
-    return (client or default_client())._native
-
-
-def _encode(source: Url) -> bytes:
-    name = os.fspath(source)
-    if "://" in name:
-        return name.encode("utf-8", "surrogateescape")
-    return os.fsencode(name)  # in the encoding of the file system
 
 
 def _slice_index(index: int | None, default: int) -> int:
@@ -167,42 +150,3 @@ def _slice_index(index: int | None, default: int) -> int:
         return default
     return max(-sys.maxsize, min(operator.index(index), sys.maxsize))
 
-
-def _is_url(source: Source) -> TypeGuard[Url]:
-    return isinstance(source, (str, os.PathLike))
-
-
-def _is_stream(source: Source) -> TypeGuard[BinaryIO]:
-    return hasattr(source, "read") and not isinstance(source, _mmap.mmap)
-
-
-def _stream_name(stream: BinaryIO) -> str:
-    name = str(getattr(stream, "name", "<stream>"))
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _read_more(stream: BinaryIO, data: bytearray, goal: int) -> None:
-    """Reads until ``data`` holds ``goal`` bytes or the stream ends; allocates as they arrive."""
-    while len(data) < goal:
-        chunk = stream.read(min(goal - len(data), _STREAM_CHUNK_NBYTES))
-        if not chunk:
-            return
-        data += chunk
-
-
-def _read_header(stream: BinaryIO) -> tuple[NpyHeader, bytearray]:
-    name = _stream_name(stream)
-    data = bytearray()
-    _read_more(stream, data, _PREAMBLE_NBYTES)
-    _read_more(stream, data, _C.find_data_offset(data, name) or 0)
-    return NpyHeader(*_C.parse_header(data, name)), data
-
-
-def _read_stream(stream: BinaryIO) -> bytearray:
-    found, data = _read_header(stream)
-    _read_more(stream, data, found.data_offset + found.nbytes)
-    return data
-
-
-def _load_stream(stream: BinaryIO, dtype: torch.dtype | None) -> Array:
-    return _C.load_named(_read_stream(stream), _stream_name(stream), dtype)

@@ -1,9 +1,12 @@
 // load_all(): runs loaders over their sources. The caller's thread starts the first reads and
-// waits; afterwards each loader is advanced by the I/O thread that ended its last read.
+// waits; afterwards each loader is advanced by the thread that ended its last read or work. The
+// loaders' CPU work is done by the caller, which has nothing else to do, and by helpers.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <utility>
 
 #include "archive/loader.h"
 #include "base/error.h"
@@ -11,6 +14,9 @@
 
 namespace torchnpy {
 namespace {
+
+// To wake a thread and to move the work to it takes about as long.
+constexpr uint64_t kWorthHelp_ns = 50'000;
 
 class Run;
 struct Task;
@@ -33,13 +39,27 @@ class TrackedSink final : public Sink {
   const Read read_;
 };
 
-struct Task {
+struct Task final : public Workers {
+  Run* owner = nullptr;
   Loader* loader = nullptr;
   std::vector<std::unique_ptr<TrackedSink>> reads;  // replaced under Run::mutex_
+  // Reads and work that go on; one more while somebody begins others, so that none of them
+  // can advance the task meanwhile.
   std::atomic<size_t> outstanding{0};
+  std::atomic<bool> has_begun_work{false};
   std::exception_ptr error;  // guarded by Run::mutex_ until the task has ended, as is
   bool restarted = false;
+
+  void run(std::function<void()> work, uint64_t cost_ns) override;
 };
+
+struct Work {
+  Task* task = nullptr;
+  std::function<void()> run;
+  uint64_t cost_ns = 0;
+};
+
+bool is_cheaper(const Work& a, const Work& b) { return a.cost_ns < b.cost_ns; }
 
 // Errors of the format name no object; those of the transport do.
 std::exception_ptr name_object(std::exception_ptr error, const Source& source) {
@@ -64,24 +84,26 @@ bool says_changed(const std::exception_ptr& error) {
   }
 }
 
-class Run {
+// Shared with the helpers that it asked for: some may come when it is long over.
+class Run : public std::enable_shared_from_this<Run> {
  public:
-  explicit Run(std::span<Loader* const> loaders) : tasks_(loaders.size()) {
-    for (size_t i = 0; i < loaders.size(); ++i) tasks_[i].loader = loaders[i];
+  Run(std::span<Loader* const> loaders, const RunOptions& options)
+      : options_(options), tasks_(loaders.size()) {
+    for (size_t i = 0; i < loaders.size(); ++i) {
+      tasks_[i].owner = this;
+      tasks_[i].loader = loaders[i];
+      loaders[i]->attach(tasks_[i]);
+    }
   }
 
-  std::vector<std::exception_ptr> run(bool fail_fast) {
-    WaitScope scope;
+  std::vector<std::exception_ptr> run() {
     unfinished_ = tasks_.size();
-    for (Task& task : tasks_) advance(task);
-    bool interrupted = false;
+    const bool interrupted = !run_until_settled();
     {
       std::unique_lock lock(mutex_);
-      const auto settled = [&] { return unfinished_ == 0 || (fail_fast && failed_); };
-      interrupted = !scope.wait(lock, changed_, settled);
-      if (unfinished_ != 0) {
-        cancel_all();
-        changed_.wait(lock, [&] { return unfinished_ == 0; });
+      if (unfinished_ != 0) cancel_all();
+      while (unfinished_ != 0) {
+        if (!do_some(lock)) changed_.wait(lock);
       }
     }
     if (interrupted) throw InterruptedError("interrupted while loading");
@@ -94,10 +116,12 @@ class Run {
   // Starts what the loader wants next, unless it has failed. Only one thread at a time is
   // here for a task: the one that brought `outstanding` to zero.
   void advance(Task& task) {
-    while (may_go_on(task) && start_reads(task)) {
-      // The reads held one count each and this thread one more, so that none of them could
-      // advance the task while it was still starting them.
+    while (may_go_on(task)) {
+      task.outstanding = 1;
+      task.has_begun_work = false;
+      const bool has_begun = start_next(task) || task.has_begun_work;
       if (task.outstanding.fetch_sub(1) != 1) return;
+      if (!has_begun) break;
     }
     finish();
   }
@@ -108,29 +132,100 @@ class Run {
     if (!task.error) task.error = name_object(std::move(error), task.loader->source());
   }
 
+  void add_work(Work work) {
+    bool wants_help = false;
+    {
+      const std::lock_guard lock(mutex_);
+      work_cost_ns_ += work.cost_ns;
+      work_.push_back(std::move(work));
+      std::push_heap(work_.begin(), work_.end(), is_cheaper);
+      wants_help = helper_count_ + 1 < options_.threads &&
+                   work_cost_ns_ / static_cast<uint64_t>(helper_count_ + 1) > kWorthHelp_ns;
+      if (wants_help) ++helper_count_;
+      changed_.notify_one();
+    }
+    if (!wants_help) return;
+    ask_for_help([run = shared_from_this()] {
+      std::unique_lock lock(run->mutex_);
+      if (run->do_some(lock)) return true;
+      --run->helper_count_;
+      return false;
+    });
+  }
+
+ private:
+  // False when the caller was interrupted.
+  bool run_until_settled() {
+    WaitScope scope;
+    for (Task& task : tasks_) advance(task);
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point checked = Clock::now();
+    std::unique_lock lock(mutex_);
+    const auto settled = [this] { return unfinished_ == 0 || (options_.fail_fast && failed_); };
+    while (!settled()) {
+      if (!do_some(lock)) {
+        if (!scope.wait(lock, changed_, [&] { return settled() || !work_.empty(); })) return false;
+      } else if (Clock::now() - checked > std::chrono::milliseconds(50)) {
+        lock.unlock();
+        if (WaitScope::must_stop()) return false;
+        lock.lock();
+        checked = Clock::now();
+      }
+    }
+    return true;
+  }
+
+  // Does the dearest work, without the lock; false when there is none.
+  bool do_some(std::unique_lock<std::mutex>& lock) {
+    if (work_.empty()) return false;
+    std::pop_heap(work_.begin(), work_.end(), is_cheaper);
+    Work work = std::move(work_.back());
+    work_.pop_back();
+    work_cost_ns_ -= work.cost_ns;
+    const bool is_wanted = !work.task->error;
+    lock.unlock();
+    if (is_wanted) {
+      try {
+        if (cancelled_) throw InterruptedError("interrupted: the load was given up");
+        work.run();
+      } catch (...) {
+        fail(*work.task, std::current_exception());
+      }
+    }
+    work.run = nullptr;
+    end_one(*work.task);
+    lock.lock();
+    return true;
+  }
+
+ public:
+  // A read or a piece of work has ended. The last one goes on with the task.
+  void end_one(Task& task) {
+    if (task.outstanding.fetch_sub(1) == 1) advance(task);
+  }
+
+ private:
   // False when the task has failed. It begins again, once, when its object has changed.
   bool may_go_on(Task& task) {
     {
       const std::lock_guard lock(mutex_);
       if (!task.error) return true;
       if (task.restarted || cancelled_ || !says_changed(task.error)) return false;
-      task.restarted = true;
-      task.error = nullptr;
+    }
+    if (!task.loader->restart()) {
+      const std::lock_guard lock(mutex_);
+      failed_ = true;
+      return false;
     }
     task.loader->source().forget();
-    task.loader->restart();
+    const std::lock_guard lock(mutex_);
+    task.restarted = true;
+    task.error = nullptr;
     return true;
   }
 
-  void finish() {
-    // Notified under the lock: the waiter destroys this object as soon as it can take it.
-    const std::lock_guard lock(mutex_);
-    --unfinished_;
-    if (unfinished_ == 0 || failed_) changed_.notify_all();
-  }
-
- private:
-  bool start_reads(Task& task) {
+  // True when there was something to start, or when that failed.
+  bool start_next(Task& task) {
     std::vector<std::unique_ptr<TrackedSink>> reads;
     try {
       for (const Read& read : task.loader->next()) {
@@ -138,9 +233,10 @@ class Run {
       }
     } catch (...) {
       fail(task, std::current_exception());
+      return true;
     }
     if (reads.empty()) return false;
-    task.outstanding = reads.size() + 1;
+    task.outstanding += reads.size();
     {
       const std::lock_guard lock(mutex_);
       task.reads.swap(reads);
@@ -154,6 +250,13 @@ class Run {
     return true;
   }
 
+  void finish() {
+    // Notified under the lock: the waiter goes on as soon as it can take it.
+    const std::lock_guard lock(mutex_);
+    --unfinished_;
+    if (unfinished_ == 0 || failed_) changed_.notify_all();
+  }
+
   void cancel_all() {
     cancelled_ = true;
     for (Task& task : tasks_) {
@@ -161,31 +264,42 @@ class Run {
     }
   }
 
+  const RunOptions options_;
   std::vector<Task> tasks_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<bool> cancelled_{false};
-  size_t unfinished_ = 0;  // guarded by mutex_, as is
-  bool failed_ = false;
+  size_t unfinished_ = 0;   // guarded by mutex_, as is
+  bool failed_ = false;     // and
+  std::vector<Work> work_;  // a heap, the dearest first; and
+  uint64_t work_cost_ns_ = 0;
+  int helper_count_ = 0;
 };
 
 void TrackedSink::done(std::exception_ptr error) {
   read_.sink->done(error);
   if (error) run_.fail(task_, std::move(error));
-  // The last of the task's reads goes on with it; this object may be gone afterwards.
-  if (task_.outstanding.fetch_sub(1) != 1) return;
-  run_.advance(task_);
+  run_.end_one(task_);  // this object may be gone afterwards
+}
+
+void Task::run(std::function<void()> work, uint64_t cost_ns) {
+  has_begun_work = true;
+  ++outstanding;
+  owner->add_work({this, std::move(work), cost_ns});
 }
 
 }  // namespace
 
-std::vector<std::exception_ptr> load_all(std::span<Loader* const> loaders, bool fail_fast) {
-  return Run(loaders).run(fail_fast);
+std::vector<std::exception_ptr> load_all(std::span<Loader* const> loaders, RunOptions options) {
+  const auto run = std::make_shared<Run>(loaders, options);
+  return run->run();
 }
 
-void load_one(Loader& loader) {
+void load_one(Loader& loader, RunOptions options) {
   Loader* const one[] = {&loader};
-  if (const std::exception_ptr error = load_all(one).front()) std::rethrow_exception(error);
+  if (const std::exception_ptr error = load_all(one, options).front()) {
+    std::rethrow_exception(error);
+  }
 }
 
 }  // namespace torchnpy

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "archive/parts.h"
 #include "base/error.h"
 
 namespace torchnpy {
@@ -13,66 +14,6 @@ namespace {
 class HeapAllocator final : public Allocator {
  public:
   OwnedBytes allocate(uint64_t nbytes) override { return allocate_bytes(nbytes); }
-};
-
-// Bytes [begin, end) of the object, and the memory that they go to.
-struct Destination {
-  uint64_t begin = 0;
-  uint64_t end = 0;
-  OwnedBytes memory;
-
-  MutableBytes room(uint64_t offset, size_t want) const {
-    if (offset < begin || offset >= end) return {};
-    return memory.bytes.subspan(offset - begin, std::min<uint64_t>(want, end - offset));
-  }
-};
-
-// One part of what lies beyond the first read.
-class PartSink final : public Sink {
- public:
-  PartSink(const Destination& destination, uint64_t begin, uint64_t end)
-      : destination_(destination), offset_(begin), end_(end) {}
-  MutableBytes room(uint64_t offset, size_t want) override {
-    if (offset >= end_) return {};
-    return destination_.room(offset, std::min<uint64_t>(want, end_ - offset));
-  }
-  void filled(uint64_t offset, size_t nbytes) override { offset_ = offset + nbytes; }
-  void done(std::exception_ptr) override {}
-  Range range() const { return {offset_, end_ - offset_}; }
-  uint64_t missing_nbytes() const { return end_ - offset_; }
-  uint64_t end() const { return end_; }
-
- private:
-  const Destination& destination_;
-  uint64_t offset_;  // of the next byte
-  uint64_t end_;
-};
-
-// The parts of one object.
-class Parts {
- public:
-  std::vector<Read> plan(const Destination& destination, uint64_t from, uint64_t part_nbytes) {
-    for (uint64_t begin = from; begin < destination.end;) {
-      const uint64_t nbytes = std::min(std::max<uint64_t>(part_nbytes, 1), destination.end - begin);
-      sinks_.push_back(std::make_unique<PartSink>(destination, begin, begin + nbytes));
-      begin += nbytes;
-    }
-    std::vector<Read> reads;
-    for (const auto& sink : sinks_) reads.push_back({sink->range(), sink.get()});
-    return reads;
-  }
-
-  // Throws FormatError when the object ended before a part did.
-  void check() const {
-    for (const auto& sink : sinks_) {
-      if (sink->missing_nbytes() == 0) continue;
-      throw FormatError(fmt::format("expected {} more bytes at byte {} but the object ends there",
-                                    sink->missing_nbytes(), sink->end() - sink->missing_nbytes()));
-    }
-  }
-
- private:
-  std::vector<std::unique_ptr<PartSink>> sinks_;
 };
 
 // Makes `header` that of rows [start, stop); returns where they begin, in bytes of data.
@@ -156,7 +97,7 @@ struct NpyLoader::State final : Sink {
   std::vector<Read> next_parts() {
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
-    return parts.plan(destination, filled_end, options.part_nbytes);
+    return parts.plan(destination, filled_end, destination.end, options.part_nbytes);
   }
 
   // Parses the header and finds what is wanted of the data. Nothing is allocated before the
@@ -242,9 +183,9 @@ NpyLoader::NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLo
 NpyLoader::~NpyLoader() = default;
 Source& NpyLoader::source() { return *state_->source; }
 std::vector<Read> NpyLoader::next() { return state_->next(); }
-void NpyLoader::restart() {
+bool NpyLoader::restart() {
   state_->stage = State::Stage::kStart;
-  state_->restart();
+  return state_->restart();
 }
 NpyHeader& NpyLoader::header() { return *state_->header; }
 OwnedBytes& NpyLoader::data() { return state_->destination.memory; }
@@ -282,7 +223,7 @@ struct BytesLoader::State final : Sink {
       case Stage::kFirstRead:
         stage = Stage::kParts;
         if (!destination) find_destination();
-        return parts.plan(*destination, filled_end, part_nbytes);
+        return parts.plan(*destination, filled_end, destination->end, part_nbytes);
       case Stage::kParts: parts.check(); [[fallthrough]];
       case Stage::kDone: stage = Stage::kDone; return {};
     }
@@ -327,9 +268,9 @@ BytesLoader::BytesLoader(std::shared_ptr<Source> source, Allocator& allocator, u
 BytesLoader::~BytesLoader() = default;
 Source& BytesLoader::source() { return *state_->source; }
 std::vector<Read> BytesLoader::next() { return state_->next(); }
-void BytesLoader::restart() {
+bool BytesLoader::restart() {
   state_->stage = State::Stage::kStart;
-  state_->restart();
+  return state_->restart();
 }
 OwnedBytes& BytesLoader::data() { return state_->destination->memory; }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/helpers.h"
 #include "format/npy.h"
 #include "transport/source.h"
 
@@ -22,8 +24,9 @@ namespace torchnpy {
 class Allocator {
  public:
   virtual ~Allocator() = default;
-  // Memory for `nbytes`, alignment at least 16. Called once a load, or again when it starts
-  // anew; may be called on an I/O thread. Throws what shall end the load.
+  // Memory for `nbytes`, alignment at least 16. Called once an array, or again when its load
+  // starts anew; by any number of threads at once, I/O threads among them. Throws what shall
+  // end the load.
   virtual OwnedBytes allocate(uint64_t nbytes) = 0;
 };
 
@@ -35,16 +38,28 @@ struct Read {
   Sink* sink;
 };
 
+// Who does a loader's CPU work.
+class Workers {
+ public:
+  virtual ~Workers() = default;
+  // `work` will run once, on any thread; of much work the dearest runs first. `cost_ns`: the time
+  // that it takes, roughly. What it throws ends the load.
+  virtual void run(std::function<void()> work, uint64_t cost_ns) = 0;
+};
+
 class Loader {
  public:
   virtual ~Loader() = default;
   virtual Source& source() = 0;
-  // The reads that are needed now, to be started at once; an empty list: done. Called again
-  // when all reads given out have ended without an error. Throws what ends the load.
+  // Comes before next(). The loader may ask `workers` in next() and while its reads are filled.
+  virtual void attach(Workers&) {}
+  // The reads that are needed now, to be started at once; an empty list, and no work for the
+  // workers: done. Called again when all reads and all work given out have ended without an
+  // error. Throws what ends the load.
   virtual std::vector<Read> next() = 0;
   // The object changed while it was loaded: begins again, as if next() had never been called.
-  // All reads given out have ended.
-  virtual void restart() = 0;
+  // All reads and work given out have ended. False: cannot, and the load fails.
+  virtual bool restart() = 0;
 };
 
 // Runs any number of loaders at once and waits; the results are in the loaders. Element i of
@@ -52,11 +67,16 @@ class Loader {
 // meanwhile begins again, once. With `fail_fast` the first
 // failure ends the others (their element is an InterruptedError). Throws InterruptedError
 // itself when the waiting thread was interrupted. Either way no read can write to memory
-// any more when it returns.
-std::vector<std::exception_ptr> load_all(std::span<Loader* const> loaders, bool fail_fast = true);
+// any more when it returns. CPU work is done by the waiting thread and by the process's
+// helpers (base/helpers.h), at most `threads` in all.
+struct RunOptions {
+  bool fail_fast = true;
+  int threads = kMaxThreads;
+};
+std::vector<std::exception_ptr> load_all(std::span<Loader* const> loaders, RunOptions options = {});
 
 // load_all() for one.
-void load_one(Loader& loader);
+void load_one(Loader& loader, RunOptions options = {});
 
 // Rows [start, stop) of the first axis, as Python slices them: negative ones count from the
 // end, and what lies outside is cut off.
@@ -85,7 +105,7 @@ class NpyLoader final : public Loader {
   ~NpyLoader() override;
   Source& source() override;
   std::vector<Read> next() override;
-  void restart() override;
+  bool restart() override;
 
   // When done. With `rows` the shape, count and nbytes are those of the slice.
   NpyHeader& header();
@@ -108,7 +128,7 @@ class BytesLoader final : public Loader {
   ~BytesLoader() override;
   Source& source() override;
   std::vector<Read> next() override;
-  void restart() override;
+  bool restart() override;
   OwnedBytes& data();  // when done
 
  private:

@@ -7,7 +7,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "archive/loader.h"
@@ -44,6 +43,9 @@ class NpzArchive {
   // The same; throws KeyError, which names the archive's members.
   size_t at(std::string_view key) const;
 
+  // True when the member's bytes are here: its header takes no request.
+  bool is_local(size_t member) const;
+
   bool is_verified(size_t member) const { return verified_[member].load(); }
   void set_verified(size_t member) const { verified_[member].store(true); }
 
@@ -52,7 +54,7 @@ class NpzArchive {
   const std::vector<ZipMember> members_;
   const ZipLimits limits_;
   const Tail tail_;
-  std::unordered_map<std::string_view, size_t> index_;  // by name
+  const ZipIndex index_;
   mutable std::vector<std::atomic<bool>> verified_;
 };
 
@@ -90,9 +92,11 @@ class NpzLoader final : public Loader {
   std::vector<Read> next() override;
   bool restart() override;
 
-  // When done: the archive, and its entries in the order of options.keys, or of the archive.
-  std::shared_ptr<const NpzArchive> archive() const;
+  // When done: the archive, the entries, and which of them each of options.keys is (two keys may
+  // lead to one member), or each member in the archive's order.
+  const std::shared_ptr<const NpzArchive>& archive() const;
   std::vector<NpzEntry>& entries();
+  const std::vector<size_t>& places() const;
 
  private:
   struct State;

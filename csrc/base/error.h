@@ -17,10 +17,21 @@ class Error : public std::exception {
   explicit Error(std::string message) : message_(std::move(message)) {}
   const char* what() const noexcept override { return message_.c_str(); }
   // Puts "<name>: " before the message.
-  void add_context(std::string_view name) { message_.insert(0, std::string(name) + ": "); }
+  void add_context(std::string_view name) {
+    message_.insert(0, std::string(name) + (of_member_ ? "" : ": "));
+    of_member_ = false;
+  }
+  // Puts "[<member>]: " before the message; add_context() then gives "<name>[<member>]: ".
+  void add_member(std::string_view member) {
+    std::string prefix = "[";
+    prefix.append(member).append("]: ");
+    message_.insert(0, prefix);
+    of_member_ = true;
+  }
 
  private:
   std::string message_;
+  bool of_member_ = false;
 };
 
 // A parameter is wrong. ValueError.
@@ -35,6 +46,11 @@ class FormatError : public Error {
 
 // Valid, but refused: object arrays, encryption, features that the source lacks.
 class UnsupportedError : public Error {
+  using Error::Error;
+};
+
+// An archive has no member of that name. KeyError.
+class KeyError : public Error {
   using Error::Error;
 };
 

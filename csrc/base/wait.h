@@ -43,7 +43,8 @@ class WaitScope {
     return true;
   }
 
- private:
+  // For a thread that works instead of waiting: true when it shall give up. Not to be called
+  // with a lock of ours held, nor much more often than every 50 ms.
   static bool must_stop();
 };
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/fork.h"
+#include "base/helpers.h"
 #include "base/wait.h"
 #include "transport/engine.h"
 
@@ -149,6 +150,7 @@ void end_python() noexcept {
   {
     const ReleasedGil released;
     end_waits();
+    shutdown_helpers();
     shutdown_engine();
     gate.close();
   }

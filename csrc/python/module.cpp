@@ -1,88 +1,17 @@
 // torchnpy._C: the library for Python. Thin: arguments in, torch/load.h, results out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/Dtype.h>
-#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "base/error.h"
+#include "python/convert.h"
 #include "python/gil.h"
+#include "python/npz.h"
 #include "torch/load.h"
-
-namespace py = pybind11;
+#include "torch/npz.h"
 
 namespace torchnpy {
 namespace {
-
-py::object wrap(const at::Tensor& tensor) {
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
-}
-
-py::object wrap(const Array& array) {
-  if (const at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return wrap(*tensor);
-  py::dict fields;
-  for (const NamedTensor& field : std::get<std::vector<NamedTensor>>(array)) {
-    fields[py::str(field.name)] = wrap(field.tensor);
-  }
-  return fields;
-}
-
-std::optional<at::ScalarType> parse_dtype(const py::handle& dtype) {
-  if (dtype.is_none()) return std::nullopt;
-  if (!THPDtype_Check(dtype.ptr())) {
-    throw py::type_error("dtype: expected a torch.dtype or None but found " +
-                         py::repr(dtype).cast<std::string>());
-  }
-  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
-}
-
-// A torch.dtype; a dict of them for a structured dtype; None where torch has none.
-py::object wrap_dtype(const Dtype& dtype) {
-  if (dtype.type == ScalarType::kStructured) {
-    py::dict fields;
-    for (const Field& field : dtype.fields) fields[py::str(field.name)] = wrap_dtype(field.dtype);
-    return fields;
-  }
-  const std::optional<at::ScalarType> type = find_scalar_type(dtype);
-  if (!type) return py::none();
-  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(*type)));
-}
-
-// The arguments of torchnpy.NpyHeader.
-py::tuple wrap_header(const NpyHeader& header) {
-  return py::make_tuple(header.descr, wrap_dtype(header.dtype), py::tuple(py::cast(header.shape)),
-                        header.fortran_order, header.data_offset, header.nbytes,
-                        py::make_tuple(header.major, header.minor), header.dtype.unit);
-}
-
-// What messages call bytes that have no name.
-constexpr char kBytesName[] = "<bytes>";
-
-ByteView bytes_of(const at::Tensor& data) {
-  if (data.element_size() != 1 || !data.device().is_cpu() || !data.is_contiguous()) {
-    throw ArgumentError(
-        "data: expected a contiguous tensor of bytes (torch.uint8) on the CPU but found " +
-        std::string(c10::toString(data.scalar_type())) + " on " + data.device().str() +
-        (data.is_contiguous() ? "" : ", not contiguous"));
-  }
-  return {static_cast<const uint8_t*>(data.const_data_ptr()), data.nbytes()};
-}
-
-// A contiguous buffer of any object that exports one, held for as long as this lives.
-struct ReleaseBuffer {
-  void operator()(Py_buffer* view) const { release_buffer(view); }
-};
-using Buffer = std::unique_ptr<Py_buffer, ReleaseBuffer>;
-
-Buffer export_buffer(PyObject* data) {
-  Buffer view(new Py_buffer{});
-  if (PyObject_GetBuffer(data, view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
-  return view;
-}
-
-ByteView bytes_of(const Buffer& view) {
-  return {static_cast<const uint8_t*>(view->buf), static_cast<size_t>(view->len)};
-}
 
 MutableBytes as_mutable(ByteView bytes) {
   return {const_cast<uint8_t*>(bytes.data()), bytes.size()};
@@ -90,12 +19,8 @@ MutableBytes as_mutable(ByteView bytes) {
 
 Array decode_tensor(const at::Tensor& data, bool copy, std::optional<at::ScalarType> dtype) {
   return decode(bytes_of(data), dtype, [&](ByteView part) {
-    // The storage, not the tensor: to drop a tensor that Python knows takes the GIL.
-    auto owner = std::make_shared<c10::Storage>(data.storage());
-    // A resize would free the memory but not the storage.
-    if (!copy) owner->unsafeGetStorageImpl()->set_resizable(false);
-    c10::Storage shared = share_bytes({as_mutable(part), std::move(owner)});
-    return copy ? copy_storage(shared) : shared;
+    if (!copy) return share_bytes({as_mutable(part), share_tensor(data)});
+    return copy_storage(share_bytes({as_mutable(part), nullptr}));
   });
 }
 
@@ -124,8 +49,9 @@ py::object load_named(const py::object& data, const std::string& name, const py:
 template <typename Read>
 auto read_bytes(const py::object& data, const std::string& name, Read read) {
   try {
-    if (THPVariable_Check(data.ptr())) return read(bytes_of(THPVariable_Unpack(data.ptr())));
-    return read(bytes_of(export_buffer(data.ptr())));
+    if (THPVariable_Check(data.ptr()))
+      return read(ByteView(bytes_of(THPVariable_Unpack(data.ptr()))));
+    return read(ByteView(bytes_of(export_buffer(data.ptr()))));
   } catch (Error& error) {
     error.add_context(name);
     throw;
@@ -141,19 +67,18 @@ std::optional<uint64_t> find_data_offset(const py::object& data, const std::stri
   return read_bytes(data, name, find_npy_data_offset);
 }
 
-// Runs `work`, which may wait for I/O, without the GIL.
-template <typename Work>
-auto without_gil(Work work) {
-  drain_released_buffers();
-  const ReleasedGil released;
-  return work();
-}
-
-py::object load_object(Client& client, const std::string& url, bool mmap, const py::object& dtype) {
+// An array, or the handle of an archive.
+py::object load_object(Client& client, const std::string& url, bool mmap, const py::object& dtype,
+                       const LimitValues& limits, bool verify) {
   LoadOptions options;
   options.mmap = mmap;
   options.dtype = parse_dtype(dtype);
-  return wrap(without_gil([&] { return load(client, url, options); }));
+  NpzOptions npz_options = make_npz_options(client, limits, verify);
+  npz_options.dtype = options.dtype;
+  Content content = without_gil([&] { return load_any(client, url, options, npz_options); });
+  if (const Array* array = std::get_if<Array>(&content)) return wrap(*array);
+  return py::cast(
+      ArchiveHandle{std::get<std::shared_ptr<const NpzArchive>>(std::move(content)), npz_options});
 }
 
 py::object load_object_rows(Client& client, const std::string& url, int64_t start, int64_t stop,
@@ -257,6 +182,8 @@ void translate(std::exception_ptr error) {
     raise("FormatError", e);
   } catch (const UnsupportedError& e) {
     raise("UnsupportedError", e);
+  } catch (const KeyError& e) {
+    raise_text(PyExc_KeyError, e.what());
   } catch (const LockError& e) {
     raise("LockError", e);
   } catch (const ArgumentError& e) {
@@ -380,6 +307,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("load_many", &load_objects);
   m.def("header", [](Client& client, const std::string& url) {
     return wrap_header(without_gil([&] { return read_header(client, url); }));
+  });
+  bind_npz(m);
+  m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
+    return read_bytes(data, name, begins_as_zip);
   });
   m.def("load_named", &load_named);
   m.def("parse_header", &parse_header);

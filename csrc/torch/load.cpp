@@ -41,9 +41,26 @@ NpyLoadOptions make_npy_options(const Client& client, const LoadOptions& options
 }  // namespace
 
 Array load(Client& client, const std::string& url, const LoadOptions& options) {
-  ArrayLoad one(client.open(url, options.mmap), make_npy_options(client, options));
+  return load(client, client.open(url, options.mmap), options);
+}
+
+Array load(Client& client, std::shared_ptr<Source> source, const LoadOptions& options) {
+  ArrayLoad one(std::move(source), make_npy_options(client, options));
   load_one(one.loader);
   return one.finish(options);
+}
+
+void run_all(const std::vector<Loader*>& loaders, const RunOptions& options) {
+  std::exception_ptr ended;
+  for (const std::exception_ptr& error : load_all(loaders, options)) {
+    if (!error) continue;
+    try {
+      std::rethrow_exception(error);
+    } catch (const InterruptedError&) {
+      ended = error;
+    }
+  }
+  if (ended) std::rethrow_exception(ended);
 }
 
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
@@ -55,17 +72,7 @@ std::vector<Array> load_many(Client& client, const std::vector<std::string>& url
   for (const std::string& url : urls) {
     loaders.push_back(&loads.emplace_back(client.open(url, options.mmap), npy_options).loader);
   }
-  // Of several errors the one that began it is thrown, not the loads that it ended.
-  std::exception_ptr ended;
-  for (const std::exception_ptr& error : load_all(loaders)) {
-    if (!error) continue;
-    try {
-      std::rethrow_exception(error);
-    } catch (const InterruptedError&) {
-      ended = error;
-    }
-  }
-  if (ended) std::rethrow_exception(ended);
+  run_all(loaders);
   std::vector<Array> arrays;
   arrays.reserve(urls.size());
   for (ArrayLoad& one : loads) arrays.push_back(one.finish(options));
@@ -85,9 +92,7 @@ at::Tensor fetch(Client& client, const std::string& url, uint64_t offset, uint64
   BytesLoader loader(client.open(url, /*mmap=*/false), allocator, offset, nbytes,
                      client.options().part_nbytes);
   load_one(loader);
-  c10::Storage storage = allocator.take();
-  const auto count = static_cast<int64_t>(storage.nbytes());
-  return at::empty({0}, at::kByte).set_(std::move(storage), 0, {count}, {1});
+  return make_bytes(allocator.take());
 }
 
 at::Tensor single_tensor(Array array) {

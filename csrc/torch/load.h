@@ -1,6 +1,7 @@
 // The verbs of the library on tensors. The ops and the Python module are thin over these.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,6 +24,8 @@ struct LoadOptions {
 // All of these block until the data is there, can be interrupted (base/wait.h), and throw the
 // errors of base/error.h with the object's name in the message.
 Array load(Client& client, const std::string& url, const LoadOptions& options = {});
+// The same of an object that is open.
+Array load(Client& client, std::shared_ptr<Source> source, const LoadOptions& options);
 // Concurrently, in the order of `urls`. The first failure ends the others and is thrown.
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
                              const LoadOptions& options = {});
@@ -30,6 +33,10 @@ NpyHeader read_header(Client& client, const std::string& url);
 // Bytes of any object, as a uint8 tensor.
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset,
                  uint64_t nbytes = Range::kToEnd);
+
+// load_all(); of several errors throws the one that began it, not those of the loads that it
+// ended.
+void run_all(const std::vector<Loader*>& loaders, const RunOptions& options = {});
 
 // The array in `bytes`, its data shared with them unless it must be copied (make_array()).
 // `share` makes the storage of the data's part of `bytes`; not called when the array is refused.

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "torch/load.h"
+#include "torch/npz.h"
 #include "torch/torchnpy.h"
 
 namespace torchnpy {
@@ -43,6 +44,34 @@ std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
     tensors.push_back(single_tensor(std::move(array)));
   }
   return tensors;
+}
+
+std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
+  const std::shared_ptr<Client> client = Client::default_client();
+  NpzOptions options;
+  options.single = true;
+  options.part_nbytes = client->options().part_nbytes;
+  return std::move(load_npz_many({client->open(url)}, keys, options).front());
+}
+
+c10::Dict<std::string, at::Tensor> load_npz_op(const std::string& url) {
+  c10::Dict<std::string, at::Tensor> tensors;
+  for (NamedArray& member : load_members(url, std::nullopt)) {
+    tensors.insert(std::move(member.key), single_tensor(std::move(member.array)));
+  }
+  return tensors;
+}
+
+std::vector<at::Tensor> load_npz_keys_op(const std::string& url, at::ArrayRef<std::string> keys) {
+  std::vector<at::Tensor> tensors;
+  for (NamedArray& member : load_members(url, keys.vec())) {
+    tensors.push_back(single_tensor(std::move(member.array)));
+  }
+  return tensors;
+}
+
+std::vector<std::string> npz_keys_op(const std::string& url) {
+  return open_npz(Client::default_client()->open(url), {})->keys();
 }
 
 std::tuple<std::string, std::vector<int64_t>, bool, int64_t> header_op(const std::string& url) {
@@ -96,6 +125,9 @@ TORCH_LIBRARY(npy, m) {
   define("load(str url) -> Tensor", {kDynamicShape});
   define("load_rows(str url, int start, int stop) -> Tensor", {kDynamicShape});
   define("load_many(str[] urls) -> Tensor[]", {kDynamicShape});
+  define("load_npz(str url) -> Dict(str, Tensor)", {kDynamicShape});
+  define("load_npz_keys(str url, str[] keys) -> Tensor[]", {kDynamicShape});
+  define("npz_keys(str url) -> str[]", {at::Tag::data_dependent_output});
   define("header(str url) -> (str descr, int[] shape, bool fortran_order, int data_offset)",
          {at::Tag::data_dependent_output});
   define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
@@ -106,6 +138,9 @@ TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
   m.impl("load", load_op);
   m.impl("load_rows", load_rows_op);
   m.impl("load_many", load_many_op);
+  m.impl("load_npz", load_npz_op);
+  m.impl("load_npz_keys", load_npz_keys_op);
+  m.impl("npz_keys", npz_keys_op);
   m.impl("header", header_op);
   m.impl("fetch", fetch_op);
   m.impl("decode", decode_op);

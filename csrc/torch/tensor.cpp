@@ -22,14 +22,27 @@ void ask_for_huge_pages(MutableBytes bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-c10::Storage allocate_storage(uint64_t nbytes) {
-  c10::Allocator* allocator = c10::GetCPUAllocator();
-  c10::Storage storage(c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(nbytes)),
-      allocator->allocate(nbytes), allocator, /*resizable=*/true));
-  ask_for_huge_pages({static_cast<uint8_t*>(storage.mutable_data()), nbytes});
-  return storage;
+at::DataPtr allocate_memory(uint64_t nbytes) {
+  at::DataPtr memory = c10::GetCPUAllocator()->allocate(nbytes);
+  ask_for_huge_pages({static_cast<uint8_t*>(memory.mutable_get()), nbytes});
+  return memory;
 }
+
+c10::Storage allocate_storage(uint64_t nbytes) {
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(nbytes)),
+      allocate_memory(nbytes), c10::GetCPUAllocator(), /*resizable=*/true));
+}
+
+class TorchAllocator final : public Allocator {
+ public:
+  OwnedBytes allocate(uint64_t nbytes) override {
+    auto memory = std::make_shared<at::DataPtr>(allocate_memory(nbytes));
+    auto* const data = static_cast<uint8_t*>(memory->mutable_get());
+    return {{data, nbytes}, std::move(memory)};
+  }
+};
+TorchAllocator the_torch_allocator;
 
 MutableBytes bytes_of(const c10::Storage& storage) {
   return {static_cast<uint8_t*>(storage.mutable_data()), storage.nbytes()};
@@ -271,6 +284,8 @@ std::optional<at::ScalarType> find_scalar_type(const Dtype& dtype) {
   return std::nullopt;
 }
 
+Allocator& torch_allocator() { return the_torch_allocator; }
+
 OwnedBytes StorageAllocator::allocate(uint64_t nbytes) {
   storage_ = allocate_storage(nbytes);
   return {bytes_of(storage_), nullptr};  // the storage owns them
@@ -287,6 +302,11 @@ c10::Storage share_bytes(OwnedBytes bytes) {
   auto* owner = new std::shared_ptr<void>(std::move(bytes.owner));
   return share_bytes(bytes.bytes, owner,
                      [](void* p) { delete static_cast<std::shared_ptr<void>*>(p); });
+}
+
+at::Tensor make_bytes(c10::Storage storage) {
+  const auto count = static_cast<int64_t>(storage.nbytes());
+  return tensor_over(std::move(storage), at::kByte, {count}, {1}, 0);
 }
 
 c10::Storage copy_storage(const c10::Storage& storage) {

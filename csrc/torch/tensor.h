@@ -34,6 +34,9 @@ class StorageAllocator final : public Allocator {
   c10::Storage storage_;
 };
 
+// Memory of torch's CPU allocator, whose owner is all that keeps it.
+Allocator& torch_allocator();
+
 // A storage over bytes that live as long as `owner`. The deleter never takes the GIL.
 c10::Storage share_bytes(OwnedBytes bytes);
 // The same with a context and its deleter, for owners that are no shared_ptr.
@@ -46,6 +49,9 @@ c10::Storage share_bytes(MutableBytes bytes, void* context, c10::DeleterFnPtr de
 // casts. Throws ArgumentError for another dtype, UnsupportedError for one with no tensor.
 Array make_array(const NpyHeader& header, c10::Storage storage, bool exclusive,
                  std::optional<at::ScalarType> dtype = std::nullopt);
+
+// The bytes of `storage` as a uint8 tensor.
+at::Tensor make_bytes(c10::Storage storage);
 
 // A copy of `storage` in memory of torch's CPU allocator.
 c10::Storage copy_storage(const c10::Storage& storage);

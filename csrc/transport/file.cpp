@@ -227,14 +227,18 @@ std::shared_ptr<Source> open_file(const std::string& path, bool mmap) {
   Descriptor fd = open_descriptor(path);
   const uint64_t nbytes = check_regular(path, fd.get());
   if (nbytes < kMinMappedNbytes) {
-    return std::make_shared<MemorySource>(path, read_whole(path, fd.get(), nbytes));
+    return make_memory_source(path, read_whole(path, fd.get(), nbytes));
   }
   if (mmap) {
     if (auto content = map(fd.get(), nbytes)) {
-      return std::make_shared<MemorySource>(path, std::move(*content));
+      return make_memory_source(path, std::move(*content));
     }
   }
   return std::make_shared<FileSource>(path, std::move(fd), nbytes);
+}
+
+std::shared_ptr<Source> make_memory_source(std::string name, OwnedBytes content) {
+  return std::make_shared<MemorySource>(std::move(name), std::move(content));
 }
 
 }  // namespace torchnpy

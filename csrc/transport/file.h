@@ -1,4 +1,4 @@
-// Local files as sources: mapped copy-on-write, or read.
+// Local files as sources: mapped copy-on-write, or read. Memory as a source.
 #pragma once
 
 #include <memory>
@@ -13,5 +13,8 @@ namespace torchnpy {
 // file that is truncated while it is mapped raises SIGBUS on access: pass mmap = false for
 // files that others truncate. Throws TransportError with the system's reason.
 std::shared_ptr<Source> open_file(const std::string& path, bool mmap);
+
+// `content` as an object of that name.
+std::shared_ptr<Source> make_memory_source(std::string name, OwnedBytes content);
 
 }  // namespace torchnpy

@@ -228,14 +228,12 @@ bool HttpRead::accept_part() {
 // 200: the whole object, asked for or not.
 bool HttpRead::accept_whole() {
   const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  const bool was_suffix = suffix_;
   if (!accept_version(length)) return false;
   check_encoding();
-  if (suffix_) {
-    fail(
-        "expected HTTP 206 but found HTTP 200 of unknown length; the server cannot read from the "
-        "end of the object");
-  }
   // The rest comes anyway: a sink that wants it need not ask again, for the whole object again.
+  if (was_suffix) position_ = 0;
+  suffix_ = false;
   if (ranged_) end_ = length.value_or(Range::kToEnd);
   skip_nbytes_ = position_;
   expected_nbytes_ = length;

@@ -57,7 +57,7 @@ class Source {
   // Sends the range to the sink, which must live until its done(). Returns at once for a
   // remote object; a local one may call done() before start() returns. Where a server
   // ignores ranges and sends the whole object, a read goes on past the end of its range
-  // for as long as the sink gives room.
+  // for as long as the sink gives room, and a read from the end begins at byte 0.
   virtual void start(Range range, Sink& sink) = 0;
   // Asks the reads into `sink` to end; done() still comes, with InterruptedError unless the
   // read had ended by itself. No effect after done(). Wakes the I/O thread, never waits.

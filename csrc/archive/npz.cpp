@@ -1,0 +1,353 @@
+#include "archive/npz.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <deque>
+#include <numeric>
+#include <unordered_map>
+#include <utility>
+
+#include "archive/npz_member.h"
+#include "archive/npz_opening.h"
+#include "base/error.h"
+
+namespace torchnpy {
+namespace {
+
+// Less is done at once, where it comes up: to give it away takes as long.
+constexpr uint64_t kWorthGiving_ns = 20'000;
+// Bytes between members that may be read for nothing: one for so many that are wanted.
+constexpr uint64_t kWantedPerGapByte = 20;
+constexpr size_t kGapRoomNbytes = 64 << 10;
+constexpr size_t kMaxShownNbytes = 200;
+
+constexpr std::string_view kSuffix = ".npy";
+
+// What a member wants of the object in one round of reads.
+struct Stretch {
+  size_t place = 0;  // of the member among those that are read
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+
+// Calls `work`; its errors name the member.
+template <typename Work>
+auto name_errors(const ZipMember& member, Work work) {
+  try {
+    return work();
+  } catch (Error& error) {
+    error.add_member(member.name);
+    throw;
+  }
+}
+
+// Makes runs of stretches, in the object's order, that lie close together: over the smallest gaps
+// first, while what is read for nothing stays small. Returns where in `stretches` each ends.
+std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t max_nbytes) {
+  uint64_t budget = 0;
+  for (const Stretch& stretch : stretches) budget += stretch.end - stretch.begin;
+  budget /= kWantedPerGapByte;
+  const auto gap_after = [&](size_t i) { return stretches[i + 1].begin - stretches[i].end; };
+  std::vector<size_t> gaps(stretches.empty() ? 0 : stretches.size() - 1);
+  std::iota(gaps.begin(), gaps.end(), size_t{0});
+  std::ranges::stable_sort(gaps, {}, gap_after);
+  std::vector<bool> is_joined(stretches.size());
+  for (const size_t gap : gaps) {
+    if (gap_after(gap) > budget) break;
+    budget -= gap_after(gap);
+    is_joined[gap] = true;
+  }
+  std::vector<size_t> ends;
+  uint64_t begin = 0;
+  for (size_t i = 0; i < stretches.size(); ++i) {
+    if (ends.empty() ? i == 0 : ends.back() == i) begin = stretches[i].begin;
+    const bool goes_on = is_joined[i] && stretches[i + 1].end - begin <= max_nbytes;
+    if (!goes_on) ends.push_back(i + 1);
+  }
+  return ends;
+}
+
+}  // namespace
+
+NpzArchive::NpzArchive(std::shared_ptr<Source> source, std::vector<ZipMember> members,
+                       ZipLimits limits, Tail tail)
+    : source_(std::move(source)),
+      members_(std::move(members)),
+      limits_(limits),
+      tail_(std::move(tail)),
+      index_(members_),
+      verified_(members_.size()) {}
+
+std::vector<std::string> NpzArchive::keys() const {
+  std::vector<std::string> keys;
+  keys.reserve(members_.size());
+  for (const ZipMember& member : members_) {
+    std::string_view key = member.name;
+    if (key.ends_with(kSuffix)) {
+      const std::string_view stem = key.substr(0, key.size() - kSuffix.size());
+      if (!index_.find(stem)) key = stem;
+    }
+    keys.emplace_back(key);
+  }
+  return keys;
+}
+
+std::optional<size_t> NpzArchive::find(std::string_view key) const {
+  const std::optional<size_t> found = index_.find(key);
+  return found ? found : index_.find(std::string(key).append(kSuffix));
+}
+
+size_t NpzArchive::at(std::string_view key) const {
+  if (const std::optional<size_t> found = find(key)) return *found;
+  std::string names;
+  for (const std::string& name : keys()) {
+    if (!names.empty()) names += ", ";
+    names += name;
+    if (names.size() > kMaxShownNbytes) {
+      names += ", ...";
+      break;
+    }
+  }
+  throw KeyError(fmt::format("expected one of its {} members ({}) but found '{}'", members_.size(),
+                             names, key));
+}
+
+bool NpzArchive::is_local(size_t member) const {
+  return tail_.is_view ||
+         (!tail_.content.bytes.empty() && members_[member].local_offset >= tail_.offset);
+}
+
+struct NpzLoader::State {
+  State(std::shared_ptr<Source> source_in, std::shared_ptr<const NpzArchive> archive_in,
+        Allocator& allocator_in, NpzLoadOptions options_in)
+      : source(std::move(source_in)),
+        given_archive(std::move(archive_in)),
+        allocator(allocator_in),
+        options(std::move(options_in)) {
+    begin();
+  }
+
+  // Fills the members that lie in one read, one after the other.
+  class SpanSink final : public Sink {
+   public:
+    SpanSink(State& state, std::span<const Stretch> stretches)
+        : state_(state), stretches_(stretches.begin(), stretches.end()) {}
+
+    MutableBytes room(uint64_t offset, size_t want) override {
+      const Stretch* const stretch = current();
+      if (stretch == nullptr) return {};
+      MemberRead& read = state_.members[stretch->place];
+      if (offset < read.next_offset()) {
+        gap_.resize(std::min<uint64_t>({want, read.next_offset() - offset, kGapRoomNbytes}));
+        return gap_;
+      }
+      return read.room(std::min<uint64_t>(want, stretch->end - offset));
+    }
+
+    void filled(uint64_t offset, size_t nbytes) override {
+      const size_t place = current()->place;
+      MemberRead& read = state_.members[place];
+      if (offset < read.next_offset()) return;
+      name_errors(read.zip(), [&] { read.filled(nbytes); });
+      if (read.is_complete()) state_.finish(place);
+    }
+
+    void done(std::exception_ptr) override {}
+
+    Range range() const {
+      return {stretches_.front().begin, stretches_.back().end - stretches_.front().begin};
+    }
+
+    // When the read has ended.
+    void check() {
+      const Stretch* const stretch = current();
+      if (stretch == nullptr) return;
+      const MemberRead& read = state_.members[stretch->place];
+      name_errors(read.zip(), [&] {
+        throw FormatError(fmt::format("expected {} more bytes at byte {} but the object ends there",
+                                      stretch->end - read.next_offset(), read.next_offset()));
+      });
+    }
+
+   private:
+    // The first stretch that is not all there; nullptr when there is none.
+    const Stretch* current() {
+      for (; at_ < stretches_.size(); ++at_) {
+        const MemberRead& read = state_.members[stretches_[at_].place];
+        if (!read.is_complete() && read.next_offset() < stretches_[at_].end) {
+          return &stretches_[at_];
+        }
+      }
+      return nullptr;
+    }
+
+    State& state_;
+    const std::vector<Stretch> stretches_;
+    size_t at_ = 0;
+    std::vector<uint8_t> gap_;
+  };
+
+  // A member that is read in parts.
+  struct LargeRead {
+    size_t place = 0;
+    uint64_t end = 0;
+    Parts parts;
+  };
+
+  const std::shared_ptr<Source> source;
+  const std::shared_ptr<const NpzArchive> given_archive;
+  Allocator& allocator;
+  const NpzLoadOptions options;
+  Workers* workers = nullptr;
+
+  std::optional<Opening> opening;
+  std::shared_ptr<const NpzArchive> archive;
+  std::deque<MemberRead> members;  // those that are read
+  std::vector<NpzEntry> entries;   // of members, in their order
+  std::vector<size_t> places;
+  // The reads of one round.
+  std::deque<SpanSink> spans;
+  std::deque<LargeRead> large;
+
+  void begin() {
+    members.clear();
+    entries.clear();
+    places.clear();
+    spans.clear();
+    large.clear();
+    archive = given_archive;
+    opening.reset();
+    if (!archive) opening.emplace(source, options.limits, options.part_nbytes);
+  }
+
+  std::vector<Read> next() {
+    if (opening) {
+      std::vector<Read> reads = opening->next();
+      if (!reads.empty()) return reads;
+      archive = opening->take();
+      opening.reset();
+    }
+    if (places.empty()) {
+      find_members();
+    } else {
+      end_round();
+    }
+    return plan_round();
+  }
+
+  void find_members() {
+    if (options.keys) {
+      for (const std::string& key : *options.keys) add_member(archive->at(key));
+    } else {
+      for (size_t i = 0; i < archive->members().size(); ++i) add_member(i);
+    }
+    place_of.clear();
+    entries.resize(members.size());
+    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place);
+  }
+
+  void add_member(size_t member) {
+    const auto [found, is_new] = place_of.try_emplace(member, members.size());
+    places.push_back(found->second);
+    if (!is_new) return;
+    name_errors(archive->members()[member],
+                [&] { members.emplace_back(*archive, member, allocator, options); });
+  }
+
+  void end_round() {
+    for (SpanSink& span : spans) span.check();
+    for (const LargeRead& one : large) {
+      MemberRead& read = members[one.place];
+      name_errors(read.zip(), [&] { one.parts.check(); });
+      read.set_filled(one.end);
+      if (read.is_complete()) finish(one.place);
+    }
+    spans.clear();
+    large.clear();
+    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place);
+  }
+
+  void take_from_tail(size_t place) {
+    MemberRead& read = members[place];
+    while (!read.is_complete()) {
+      name_errors(read.zip(), [&] { read.take_from_tail(); });
+      if (!read.is_complete()) return;
+      finish(place);
+    }
+  }
+
+  std::vector<Read> plan_round() {
+    const NpzArchive::Tail& tail = archive->tail();
+    const uint64_t tail_begin = tail.content.bytes.empty() ? Range::kToEnd : tail.offset;
+    std::vector<Read> reads;
+    std::vector<Stretch> stretches;
+    for (size_t place = 0; place < members.size(); ++place) {
+      const MemberRead& read = members[place];
+      if (read.is_complete()) continue;
+      const uint64_t begin = read.next_offset();
+      const uint64_t end = std::min(read.wanted_end(), tail_begin);
+      if (read.has_header() && end - begin > options.part_nbytes) {
+        large.push_back({place, end, {}});
+        const std::vector<Read> parts =
+            large.back().parts.plan(read.data(), begin, end, options.part_nbytes);
+        reads.insert(reads.end(), parts.begin(), parts.end());
+      } else {
+        stretches.push_back({place, begin, end});
+      }
+    }
+    std::ranges::sort(stretches, {}, &Stretch::begin);
+    size_t begin = 0;
+    for (const size_t end : find_runs(stretches, options.part_nbytes)) {
+      spans.emplace_back(*this, std::span(stretches).subspan(begin, end - begin));
+      reads.push_back({spans.back().range(), &spans.back()});
+      begin = end;
+    }
+    return reads;
+  }
+
+  // The bytes of the member are here. Members of different reads may finish at once.
+  void finish(size_t place) {
+    MemberRead& read = members[place];
+    if (options.header_only) {
+      name_errors(read.zip(), [&] {
+        if (std::optional<NpzEntry> entry = read.read_header()) entries[place] = std::move(*entry);
+      });
+      return;
+    }
+    const uint64_t cost_ns = read.decoding_cost_ns();
+    auto decode = [this, place] {
+      MemberRead& complete = members[place];
+      name_errors(complete.zip(), [&] { entries[place] = complete.decode(); });
+    };
+    if (cost_ns < kWorthGiving_ns || workers == nullptr) {
+      decode();
+    } else {
+      workers->run(std::move(decode), cost_ns);
+    }
+  }
+
+ private:
+  std::unordered_map<size_t, size_t> place_of;  // of each member, while they are added
+};
+
+NpzLoader::NpzLoader(std::shared_ptr<Source> source, Allocator& allocator, NpzLoadOptions options)
+    : state_(std::make_unique<State>(std::move(source), nullptr, allocator, std::move(options))) {}
+NpzLoader::NpzLoader(std::shared_ptr<const NpzArchive> archive, Allocator& allocator,
+                     NpzLoadOptions options)
+    : state_(std::make_unique<State>(archive->shared_source(), archive, allocator,
+                                     std::move(options))) {}
+NpzLoader::~NpzLoader() = default;
+Source& NpzLoader::source() { return *state_->source; }
+void NpzLoader::attach(Workers& workers) { state_->workers = &workers; }
+std::vector<Read> NpzLoader::next() { return state_->next(); }
+bool NpzLoader::restart() {
+  if (state_->given_archive) return false;
+  state_->begin();
+  return true;
+}
+const std::shared_ptr<const NpzArchive>& NpzLoader::archive() const { return state_->archive; }
+std::vector<NpzEntry>& NpzLoader::entries() { return state_->entries; }
+const std::vector<size_t>& NpzLoader::places() const { return state_->places; }
+
+}  // namespace torchnpy

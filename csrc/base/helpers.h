@@ -1,0 +1,22 @@
+// Threads of the process that help callers with CPU work, such as inflating.
+//
+// They start when there is work for them and live as long as the process. A forked child starts
+// its own.
+#pragma once
+
+#include <functional>
+
+namespace torchnpy {
+
+// With more threads one caller's memory, not its CPUs, is what it waits for.
+inline constexpr int kMaxThreads = 8;
+
+// Calls `help` on a helper again and again until it returns false; later, when all helpers are
+// busy. There are as many as the process has CPUs, and at most kMaxThreads, less one: the caller
+// works, too. Does nothing when there is none, or after shutdown_helpers(). `help` must not throw.
+void ask_for_help(std::function<bool()> help);
+
+// For the end of the process: returns when no helper calls anything any more.
+void shutdown_helpers();
+
+}  // namespace torchnpy

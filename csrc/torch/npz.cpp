@@ -1,0 +1,170 @@
+#include "torch/npz.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <deque>
+#include <utility>
+
+#include "base/error.h"
+
+namespace torchnpy {
+namespace {
+
+RunOptions run_options() {
+  RunOptions options;
+  options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
+  return options;
+}
+
+NpzLoadOptions make_options(const NpzKeys& keys, const NpzOptions& options) {
+  NpzLoadOptions result;
+  result.keys = keys;
+  result.verify = options.verify;
+  result.allow_void = options.dtype.has_value();
+  result.part_nbytes = options.part_nbytes;
+  result.limits = options.limits;
+  return result;
+}
+
+Array make_entry(NpzEntry entry, const NpzOptions& options) {
+  c10::Storage storage = share_bytes(std::move(entry.data));
+  if (entry.is_view && options.copy) {
+    storage = copy_storage(storage);
+    entry.is_view = false;
+  }
+  if (!entry.header) return make_bytes(std::move(storage));
+  const bool is_void = entry.header->dtype.type == ScalarType::kVoid;
+  Array array = make_array(*entry.header, std::move(storage), /*exclusive=*/!entry.is_view,
+                           is_void ? options.dtype : std::nullopt);
+  if (options.single) return single_tensor(std::move(array));
+  return array;
+}
+
+std::vector<NamedArray> take_arrays(NpzLoader& loader, const NpzKeys& keys,
+                                    const NpzOptions& options) {
+  const NpzArchive& archive = *loader.archive();
+  std::vector<Array> arrays;
+  arrays.reserve(loader.entries().size());
+  for (NpzEntry& entry : loader.entries()) {
+    const std::string& member = archive.members()[entry.member].name;
+    try {
+      arrays.push_back(make_entry(std::move(entry), options));
+    } catch (Error& error) {
+      error.add_member(member);
+      error.add_context(archive.source().name());
+      throw;
+    }
+  }
+  const std::vector<std::string> names = keys ? *keys : archive.keys();
+  std::vector<NamedArray> result;
+  result.reserve(names.size());
+  for (size_t i = 0; i < names.size(); ++i) {
+    result.push_back({names[i], arrays[loader.places()[i]]});
+  }
+  return result;
+}
+
+// Whether the first bytes of `source`, which may be fewer, match.
+bool begins_as(std::shared_ptr<Source> source, bool (*matches)(ByteView)) {
+  constexpr uint64_t kMagicNbytes = 6;
+  const uint64_t nbytes = std::min(source->nbytes().value_or(kMagicNbytes), kMagicNbytes);
+  BytesLoader loader(std::move(source), heap_allocator(), 0, nbytes);
+  load_one(loader);
+  return matches(loader.data().bytes);
+}
+
+bool begins_as_npy(ByteView bytes) { return as_text(bytes).starts_with("\x93NUMPY"); }
+
+}  // namespace
+
+bool begins_as_zip(ByteView bytes) {
+  // A member's local header, or the end record of an archive without members.
+  return as_text(bytes).starts_with("PK\3\4") || as_text(bytes).starts_with("PK\5\6");
+}
+
+std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
+                                           const NpzOptions& options) {
+  NpzLoader loader(std::move(source), torch_allocator(),
+                   make_options(std::vector<std::string>{}, options));
+  load_one(loader, run_options());
+  return loader.archive();
+}
+
+std::vector<NamedArray> read_npz(const std::shared_ptr<const NpzArchive>& archive,
+                                 const NpzKeys& keys, const NpzOptions& options) {
+  NpzLoader loader(archive, torch_allocator(), make_options(keys, options));
+  load_one(loader, run_options());
+  return take_arrays(loader, keys, options);
+}
+
+std::vector<NpyHeader> read_npz_headers(const std::shared_ptr<const NpzArchive>& archive,
+                                        const NpzKeys& keys, const NpzOptions& options) {
+  NpzLoadOptions load_options = make_options(keys, options);
+  load_options.header_only = true;
+  NpzLoader loader(archive, torch_allocator(), std::move(load_options));
+  load_one(loader, run_options());
+  std::vector<NpyHeader> headers;
+  for (const size_t place : loader.places()) {
+    headers.push_back(loader.entries()[place].header.value());
+  }
+  return headers;
+}
+
+std::vector<MemberDescription> describe_npz(const std::shared_ptr<const NpzArchive>& archive,
+                                            size_t count) {
+  std::vector<std::string> keys = archive->keys();
+  keys.resize(std::min(count, keys.size()));
+  std::vector<MemberDescription> descriptions;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    std::string text = fmt::format("{} bytes", archive->members()[i].nbytes);
+    if (archive->is_local(i)) {
+      try {
+        const NpyHeader header =
+            std::move(read_npz_headers(archive, std::vector<std::string>{keys[i]}, {}).front());
+        text = format_dtype(header.dtype) + " " + format_shape(header.shape);
+      } catch (const Error&) {  // no array, or a broken one: who asks for it will hear
+      }
+    }
+    descriptions.push_back({std::move(keys[i]), std::move(text)});
+  }
+  return descriptions;
+}
+
+std::vector<std::vector<NamedArray>> load_npz_many(
+    const std::vector<std::shared_ptr<Source>>& sources, const NpzKeys& keys,
+    const NpzOptions& options) {
+  std::deque<NpzLoader> loads;
+  std::vector<Loader*> loaders;
+  loaders.reserve(sources.size());
+  for (const std::shared_ptr<Source>& source : sources) {
+    loaders.push_back(&loads.emplace_back(source, torch_allocator(), make_options(keys, options)));
+  }
+  run_all(loaders, run_options());
+  std::vector<std::vector<NamedArray>> archives;
+  archives.reserve(sources.size());
+  for (NpzLoader& loader : loads) archives.push_back(take_arrays(loader, keys, options));
+  return archives;
+}
+
+Content load_any(Client& client, const std::string& url, const LoadOptions& options,
+                 const NpzOptions& npz_options) {
+  const std::shared_ptr<Source> source = client.open(url, options.mmap);
+  if (source->name().ends_with(".npz")) {
+    try {
+      return open_npz(source, npz_options);
+    } catch (const FormatError&) {
+      if (!begins_as(source, begins_as_npy)) throw;
+    }
+    return load(client, source, options);
+  }
+  try {
+    return load(client, source, options);
+  } catch (const FormatError&) {
+    if (!begins_as(source, begins_as_zip)) throw;
+  }
+  return open_npz(source, npz_options);
+}
+
+}  // namespace torchnpy
