@@ -7,22 +7,17 @@ Usage:
 
 import argparse
 import io
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
-import boto3
 import numpy as np
 import torch
-from botocore.config import Config
-from local_s3 import local_s3
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
+from store import add_store_options, open_store, parse_args, upload
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, random_split
 from tqdm import tqdm
@@ -60,17 +55,10 @@ class DigitReader(nn.Module):
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args(make_parser())
     torch.manual_seed(0)
-    local = not (args.endpoint or args.bucket)
-    if args.endpoint:
-        os.environ["AWS_ENDPOINT_URL_S3"] = args.endpoint
-    with local_s3() if local else nullcontext(args.endpoint or "AWS") as endpoint:
-        print(f"[1/5] Using the S3 store at {endpoint}", "(moto, local)" if local else "")
-        bucket = args.bucket or "demo"
-        folder = f"s3://{bucket}/{args.prefix.strip('/')}"
-        if local:
-            boto3.client("s3").create_bucket(Bucket=bucket)
+    with open_store(args) as (store, folder):
+        print(f"[1/5] Using the S3 store at {store}")
 
         start = time.perf_counter()
         nbytes = upload_digits(folder, args.limit)
@@ -110,43 +98,29 @@ def main() -> None:
         sys.exit(f"The accuracy should be at least {args.min_accuracy} %; try more --epochs.")
 
 
-def parse_args() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--endpoint", help="a real store's, such as https://minio.example:9000")
-    parser.add_argument("--bucket", help="an existing bucket; without it a local server is started")
-    parser.add_argument("--prefix", default="digits", help="where in the bucket [%(default)s]")
+    add_store_options(parser, prefix="digits")
     parser.add_argument("--epochs", type=int, default=3, help="[%(default)s]")
     parser.add_argument("--limit", type=int, default=1797, help="number of digits [%(default)s]")
     parser.add_argument("--min-accuracy", type=float, default=95, help="in per cent [%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder [%(default)s]")
-    args = parser.parse_args()
-    if args.endpoint and not args.bucket:
-        parser.error("--endpoint needs --bucket")
-    return args
-
-
-def digit_url(folder: str, index: int) -> str:
-    return f"{folder}/images/{index:04}.npy"
+    return parser
 
 
 def upload_digits(folder: str, count: int) -> int:
     """Puts the images, each an object, and the labels, one array. Returns the images' bytes."""
     digits = load_digits()
-    s3 = boto3.client("s3", config=Config(max_pool_connections=16))
+    images = digits.images.astype(np.uint8)[:count]
+    upload([f"{folder}/labels.npy"], [npy(digits.target[:count])])
+    urls = [f"{folder}/images/{index:04}.npy" for index in range(count)]
+    return upload(urls, [npy(image) for image in images])
 
-    def put(url: str, array: np.ndarray) -> int:
-        bucket, key = url.removeprefix("s3://").split("/", 1)
-        file = io.BytesIO()
-        np.save(file, array)
-        s3.put_object(Bucket=bucket, Key=key, Body=file.getvalue())
-        return len(file.getvalue())
 
-    put(f"{folder}/labels.npy", digits.target[:count])
-    urls = [digit_url(folder, i) for i in range(count)]
-    images = digits.images.astype(np.uint8)
-    with ThreadPoolExecutor(16) as pool:
-        puts = pool.map(put, urls, images)
-        return sum(tqdm(puts, "      upload", count, unit="object", leave=False))
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def train_net(
