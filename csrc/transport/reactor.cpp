@@ -25,7 +25,7 @@ namespace {
 
 // The sockets of this process's connections with their inodes, under process_mutex(): opening,
 // closing and noting it are one step for fork(). Some are closed already: libcurl 7.88 calls no
-// CURLOPT_CLOSESOCKETFUNCTION for one whose connect failed.
+// CURLOPT_CLOSESOCKETFUNCTION for one that was still connecting.
 std::map<int, ino_t>* open_sockets = nullptr;
 
 ino_t inode_of(int descriptor) {
