@@ -75,9 +75,14 @@ BAD = [
     ),
     Bad(
         "3-bad-magic",
+        b"\x93NUMPX" + bytes(60),
+        "expected the magic `\\x93NUMPY` but found `\\x93NUMPX` at byte 0; this is not an NPY file",
+    ),
+    Bad(
+        "3-archive",
         b"PK\x03\x04" + bytes(60),
         "expected the magic `\\x93NUMPY` but found `PK\\x03\\x04\\x00\\x00` at byte 0; "
-        "this is not an NPY file",
+        "this is an archive: open it with open_npz()",
     ),
     Bad(
         "4-version-1.1",

@@ -11,7 +11,7 @@ import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client
-from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits
+from torchnpy.npz import NpzFile, NpzLimits, limit_values
 from torchnpy.sources import (
     Array,
     Buffer,
@@ -62,7 +62,7 @@ def load(
             TimeoutError where that was the reason.
         FormatError, UnsupportedError, ValueError: See load_npy() and open_npz().
     """
-    values = (limits or DEFAULT_LIMITS).values
+    values = limit_values(limits)
     if is_url(source):
         loaded = _C.load(native(client), encode(source), mmap, dtype, values, verify)
         return NpzFile(loaded) if isinstance(loaded, _C.NpzArchive) else loaded

@@ -59,6 +59,14 @@ class NpzLimits:
 DEFAULT_LIMITS = NpzLimits()
 
 
+def limit_values(limits: NpzLimits | None) -> tuple[int, int, int]:
+    if limits is None:
+        limits = DEFAULT_LIMITS
+    if not isinstance(limits, NpzLimits):
+        raise TypeError(f"limits: expected NpzLimits or None but found {limits!r}")
+    return limits.values
+
+
 class NpzFile(Mapping[str, Array]):
     """An open archive: a mapping of its members, which are read when they are asked for.
 
@@ -85,9 +93,10 @@ class NpzFile(Mapping[str, Array]):
     @property
     def files(self) -> list[str]:
         """The keys, in the archive's order."""
+        archive = self._open()
         if self._files is None:
-            self._files = self._open().keys()
-        return list(self._files)
+            self._files = archive.keys()
+        return self._files
 
     def __getitem__(self, name: str) -> Array:
         """One member.
@@ -99,9 +108,7 @@ class NpzFile(Mapping[str, Array]):
                 array that has no tensor (see load_npy()).
             TransportError: It could not be read, or the object has changed since it was opened.
         """
-        if not isinstance(name, str):
-            raise KeyError(name)
-        return _C.read_npz_member(self._open(), name)
+        return _C.read_npz_member(self._open(), _check_name(name))
 
     def read(
         self, names: Iterable[str] | None = None, *, dtype: torch.dtype | None = None
@@ -130,7 +137,7 @@ class NpzFile(Mapping[str, Array]):
             KeyError, FormatError, UnsupportedError, TransportError: See npz[name]; FormatError
                 also where the member is no array.
         """
-        return NpyHeader(*_C.read_npz_headers(self._open(), [name])[0])
+        return NpyHeader(*_C.read_npz_headers(self._open(), [_check_name(name)])[0])
 
     def close(self) -> None:
         """Lets go of the archive; what was handed out stays valid. May be called again."""
@@ -143,7 +150,8 @@ class NpzFile(Mapping[str, Array]):
         return len(self._open())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._open()
+        archive = self._open()
+        return isinstance(name, str) and _is_text(name) and name in archive
 
     def __enter__(self) -> NpzFile:
         return self
@@ -157,12 +165,12 @@ class NpzFile(Mapping[str, Array]):
         self.close()
 
     def __repr__(self) -> str:
-        """Names, dtypes and shapes; only names where they would have to be fetched."""
+        """Names, dtypes and shapes; sizes in bytes where these would have to be fetched."""
         if self._archive is None:
             return "NpzFile(closed)"
         lines = [f"NpzFile({self.name!r}, {len(self)} members)"]
         for key, description in _C.describe_npz(self._archive, _MAX_SHOWN):
-            lines.append(f"  {key}: {description}" if description else f"  {key}")
+            lines.append(f"  {key}: {description}")
         if len(self) > _MAX_SHOWN:
             lines.append("  ...")
         return "\n".join(lines)
@@ -187,7 +195,7 @@ def load_npz(
     Raises:
         FormatError: ``data`` is no archive, breaks the format, or exceeds a limit.
     """
-    values = (limits or DEFAULT_LIMITS).values
+    values = limit_values(limits)
     return NpzFile(_C.open_npz_bytes(data, "<bytes>", copy, values, verify, None))
 
 
@@ -210,7 +218,7 @@ def open_npz(
         FormatError: It is no archive, breaks the format, or exceeds a limit.
         TransportError: See load().
     """
-    values = (limits or DEFAULT_LIMITS).values
+    values = limit_values(limits)
     if is_url(source):
         return NpzFile(_C.open_npz(native(client), encode(source), values, verify))
     name, data = "<bytes>", cast(Buffer, source)
@@ -239,4 +247,19 @@ def read_many(
 def _check_names(names: Iterable[str]) -> list[str]:
     if isinstance(names, str):
         raise TypeError(f"names: expected names of members but found one text, {names!r}")
-    return list(names)
+    return [_check_name(name) for name in names]
+
+
+def _check_name(name: str) -> str:
+    if not isinstance(name, str) or not _is_text(name):
+        raise KeyError(f"expected the name of a member but found {name!r}")
+    return name
+
+
+def _is_text(name: str) -> bool:
+    """False with lone surrogates, which no name in an archive has."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -15,6 +15,8 @@
 namespace torchnpy {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // To wake a thread and to move the work to it takes about as long.
 constexpr uint64_t kWorthHelp_ns = 50'000;
 
@@ -68,7 +70,10 @@ std::exception_ptr name_object(std::exception_ptr error, const Source& source) {
   } catch (TransportError&) {
   } catch (InterruptedError&) {
   } catch (Error& e) {
-    e.add_context(source.name());
+    try {
+      e.add_context(source.name());
+    } catch (const std::bad_alloc&) {  // it goes without the name
+    }
   } catch (...) {
   }
   return error;
@@ -139,33 +144,52 @@ class Run : public std::enable_shared_from_this<Run> {
       work_cost_ns_ += work.cost_ns;
       work_.push_back(std::move(work));
       std::push_heap(work_.begin(), work_.end(), is_cheaper);
-      wants_help = helper_count_ + 1 < options_.threads &&
+      // The first piece is the caller's, if it has nothing else to do.
+      wants_help = helper_count_ + 1 < options_.threads && (work_.size() > 1 || caller_works_) &&
                    work_cost_ns_ / static_cast<uint64_t>(helper_count_ + 1) > kWorthHelp_ns;
       if (wants_help) ++helper_count_;
       changed_.notify_one();
     }
-    if (!wants_help) return;
-    ask_for_help([run = shared_from_this()] {
-      std::unique_lock lock(run->mutex_);
-      if (run->do_some(lock)) return true;
-      --run->helper_count_;
-      return false;
-    });
+    if (wants_help && !ask_helper()) {
+      const std::lock_guard lock(mutex_);
+      --helper_count_;
+    }
   }
 
  private:
+  // The caller's work outlasts no more than this without asking whether it shall stop.
+  static constexpr std::chrono::milliseconds kCheckInterval{50};
+
+  bool ask_helper() noexcept {
+    try {
+      return ask_for_help([run = shared_from_this()] {
+        std::unique_lock lock(run->mutex_);
+        if (run->do_some(lock)) return true;
+        --run->helper_count_;
+        return false;
+      });
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+  }
+
   // False when the caller was interrupted.
   bool run_until_settled() {
     WaitScope scope;
-    for (Task& task : tasks_) advance(task);
-    using Clock = std::chrono::steady_clock;
-    Clock::time_point checked = Clock::now();
+    const bool may_start = start_tasks();
+    if (!may_start) return false;
     std::unique_lock lock(mutex_);
     const auto settled = [this] { return unfinished_ == 0 || (options_.fail_fast && failed_); };
+    Clock::time_point checked = Clock::now();
     while (!settled()) {
-      if (!do_some(lock)) {
+      if (work_.empty()) {
         if (!scope.wait(lock, changed_, [&] { return settled() || !work_.empty(); })) return false;
-      } else if (Clock::now() - checked > std::chrono::milliseconds(50)) {
+        continue;
+      }
+      caller_works_ = true;
+      do_some(lock);
+      caller_works_ = false;
+      if (Clock::now() - checked > kCheckInterval) {
         lock.unlock();
         if (WaitScope::must_stop()) return false;
         lock.lock();
@@ -173,6 +197,35 @@ class Run : public std::enable_shared_from_this<Run> {
       }
     }
     return true;
+  }
+
+  // Those that come after a failure, or after the caller's interruption (false), do not begin.
+  bool start_tasks() {
+    Clock::time_point checked = Clock::now();
+    bool interrupted = false;
+    for (Task& task : tasks_) {
+      if (!interrupted && Clock::now() - checked > kCheckInterval) {
+        interrupted = WaitScope::must_stop();
+        checked = Clock::now();
+      }
+      if (interrupted || (options_.fail_fast && has_failed())) {
+        fail(task, std::make_exception_ptr(InterruptedError("interrupted: the load was given up")));
+      }
+      if (&task == &tasks_.back()) set_caller_free();
+      advance(task);
+    }
+    return !interrupted;
+  }
+
+  // It takes the next work itself, soon.
+  void set_caller_free() {
+    const std::lock_guard lock(mutex_);
+    caller_works_ = false;
+  }
+
+  bool has_failed() {
+    const std::lock_guard lock(mutex_);
+    return failed_;
   }
 
   // Does the dearest work, without the lock; false when there is none.
@@ -274,6 +327,7 @@ class Run : public std::enable_shared_from_this<Run> {
   std::vector<Work> work_;  // a heap, the dearest first; and
   uint64_t work_cost_ns_ = 0;
   int helper_count_ = 0;
+  bool caller_works_ = true;  // at a piece of work, or at starting tasks but the last
 };
 
 void TrackedSink::done(std::exception_ptr error) {
@@ -285,7 +339,12 @@ void TrackedSink::done(std::exception_ptr error) {
 void Task::run(std::function<void()> work, uint64_t cost_ns) {
   has_begun_work = true;
   ++outstanding;
-  owner->add_work({this, std::move(work), cost_ns});
+  try {
+    owner->add_work({this, std::move(work), cost_ns});
+  } catch (...) {  // no memory; the read or next() that asks has one of outstanding, too
+    --outstanding;
+    throw;
+  }
 }
 
 }  // namespace

@@ -11,14 +11,21 @@
 #include "archive/npz_member.h"
 #include "archive/npz_opening.h"
 #include "base/error.h"
+#include "format/text.h"
 
 namespace torchnpy {
 namespace {
 
 // Less is done at once, where it comes up: to give it away takes as long.
 constexpr uint64_t kWorthGiving_ns = 20'000;
-// Bytes between members that may be read for nothing: one for so many that are wanted.
+// What a call of next() does at once in all: it cannot be interrupted.
+constexpr uint64_t kMaxAtOnce_ns = 1'000'000;
+// Of small work: what goes with it.
+constexpr uint64_t kOverhead_ns = 500;
+// Bytes between members that may be read for nothing: one for so many that are wanted, and the
+// length of the tail where that was not read.
 constexpr uint64_t kWantedPerGapByte = 20;
+constexpr uint64_t kFreeGapNbytes = 64 << 10;
 constexpr size_t kGapRoomNbytes = 64 << 10;
 constexpr size_t kMaxShownNbytes = 200;
 
@@ -37,17 +44,18 @@ auto name_errors(const ZipMember& member, Work work) {
   try {
     return work();
   } catch (Error& error) {
-    error.add_member(member.name);
+    error.add_member(format_name(member.name));
     throw;
   }
 }
 
 // Makes runs of stretches, in the object's order, that lie close together: over the smallest gaps
 // first, while what is read for nothing stays small. Returns where in `stretches` each ends.
-std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t max_nbytes) {
+std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t free_nbytes,
+                              uint64_t max_nbytes) {
   uint64_t budget = 0;
   for (const Stretch& stretch : stretches) budget += stretch.end - stretch.begin;
-  budget /= kWantedPerGapByte;
+  budget = budget / kWantedPerGapByte + free_nbytes;
   const auto gap_after = [&](size_t i) { return stretches[i + 1].begin - stretches[i].end; };
   std::vector<size_t> gaps(stretches.empty() ? 0 : stretches.size() - 1);
   std::iota(gaps.begin(), gaps.end(), size_t{0});
@@ -79,18 +87,11 @@ NpzArchive::NpzArchive(std::shared_ptr<Source> source, std::vector<ZipMember> me
       index_(members_),
       verified_(members_.size()) {}
 
-std::vector<std::string> NpzArchive::keys() const {
-  std::vector<std::string> keys;
-  keys.reserve(members_.size());
-  for (const ZipMember& member : members_) {
-    std::string_view key = member.name;
-    if (key.ends_with(kSuffix)) {
-      const std::string_view stem = key.substr(0, key.size() - kSuffix.size());
-      if (!index_.find(stem)) key = stem;
-    }
-    keys.emplace_back(key);
-  }
-  return keys;
+std::string_view NpzArchive::key(size_t member) const {
+  const std::string_view name = members_[member].name;
+  if (!name.ends_with(kSuffix)) return name;
+  const std::string_view stem = name.substr(0, name.size() - kSuffix.size());
+  return index_.find(stem) ? name : stem;
 }
 
 std::optional<size_t> NpzArchive::find(std::string_view key) const {
@@ -101,16 +102,16 @@ std::optional<size_t> NpzArchive::find(std::string_view key) const {
 size_t NpzArchive::at(std::string_view key) const {
   if (const std::optional<size_t> found = find(key)) return *found;
   std::string names;
-  for (const std::string& name : keys()) {
+  for (size_t i = 0; i < members_.size(); ++i) {
     if (!names.empty()) names += ", ";
-    names += name;
     if (names.size() > kMaxShownNbytes) {
-      names += ", ...";
+      names += "...";
       break;
     }
+    names += format_name(this->key(i));
   }
   throw KeyError(fmt::format("expected one of its {} members ({}) but found '{}'", members_.size(),
-                             names, key));
+                             names, format_name(key)));
 }
 
 bool NpzArchive::is_local(size_t member) const {
@@ -214,6 +215,7 @@ struct NpzLoader::State {
     members.clear();
     entries.clear();
     places.clear();
+    place_of.clear();
     spans.clear();
     large.clear();
     archive = given_archive;
@@ -244,7 +246,8 @@ struct NpzLoader::State {
     }
     place_of.clear();
     entries.resize(members.size());
-    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place);
+    uint64_t at_once_ns = 0;
+    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place, at_once_ns);
   }
 
   void add_member(size_t member) {
@@ -256,24 +259,25 @@ struct NpzLoader::State {
   }
 
   void end_round() {
+    uint64_t at_once_ns = 0;
     for (SpanSink& span : spans) span.check();
     for (const LargeRead& one : large) {
       MemberRead& read = members[one.place];
       name_errors(read.zip(), [&] { one.parts.check(); });
       read.set_filled(one.end);
-      if (read.is_complete()) finish(one.place);
+      if (read.is_complete()) finish(one.place, &at_once_ns);
     }
     spans.clear();
     large.clear();
-    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place);
+    for (size_t place = 0; place < members.size(); ++place) take_from_tail(place, at_once_ns);
   }
 
-  void take_from_tail(size_t place) {
+  void take_from_tail(size_t place, uint64_t& at_once_ns) {
     MemberRead& read = members[place];
     while (!read.is_complete()) {
       name_errors(read.zip(), [&] { read.take_from_tail(); });
       if (!read.is_complete()) return;
-      finish(place);
+      finish(place, &at_once_ns);
     }
   }
 
@@ -298,7 +302,8 @@ struct NpzLoader::State {
     }
     std::ranges::sort(stretches, {}, &Stretch::begin);
     size_t begin = 0;
-    for (const size_t end : find_runs(stretches, options.part_nbytes)) {
+    for (const size_t end :
+         find_runs(stretches, given_archive ? kFreeGapNbytes : 0, options.part_nbytes)) {
       spans.emplace_back(*this, std::span(stretches).subspan(begin, end - begin));
       reads.push_back({spans.back().range(), &spans.back()});
       begin = end;
@@ -306,8 +311,9 @@ struct NpzLoader::State {
     return reads;
   }
 
-  // The bytes of the member are here. Members of different reads may finish at once.
-  void finish(size_t place) {
+  // The bytes of the member are here. Members of different reads may finish at once. `at_once_ns`:
+  // what the caller has done already without a break, if it does much.
+  void finish(size_t place, uint64_t* at_once_ns = nullptr) {
     MemberRead& read = members[place];
     if (options.header_only) {
       name_errors(read.zip(), [&] {
@@ -320,10 +326,15 @@ struct NpzLoader::State {
       MemberRead& complete = members[place];
       name_errors(complete.zip(), [&] { entries[place] = complete.decode(); });
     };
-    if (cost_ns < kWorthGiving_ns || workers == nullptr) {
-      decode();
-    } else {
+    bool is_small = cost_ns < kWorthGiving_ns;
+    if (at_once_ns != nullptr) {
+      *at_once_ns += cost_ns + kOverhead_ns;
+      is_small = is_small && *at_once_ns < kMaxAtOnce_ns;
+    }
+    if (!is_small && workers != nullptr) {
       workers->run(std::move(decode), cost_ns);
+    } else {
+      decode();
     }
   }
 

@@ -35,8 +35,8 @@ class NpzArchive {
   const ZipLimits& limits() const { return limits_; }
   const Tail& tail() const { return tail_; }
 
-  // The key of each member, in the archive's order.
-  std::vector<std::string> keys() const;
+  // The key of a member.
+  std::string_view key(size_t member) const;
   // Where in members() the key "x" or the name "x.npy" leads to; a member's own name comes before
   // the one that ".npy" is added to, as in numpy.
   std::optional<size_t> find(std::string_view key) const;

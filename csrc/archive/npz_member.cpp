@@ -71,6 +71,18 @@ void MemberRead::filled(size_t nbytes) {
   begin_data();
 }
 
+OwnedBytes MemberRead::allocate(uint64_t nbytes) const {
+  try {
+    return allocator_.allocate(nbytes);
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw FormatError(
+        fmt::format("expected a member that fits into memory but found one of {} bytes ({})",
+                    nbytes, std::string_view(error.what()).substr(0, 200)));
+  }
+}
+
 void MemberRead::begin_data() {
   has_header_ = true;
   data_.begin = next_offset_;
@@ -78,7 +90,7 @@ void MemberRead::begin_data() {
   if (is_view_) return;
   // A stored array is where it is to be as soon as it is here.
   const bool is_final = is_stored() && !options_.header_only;
-  data_.memory = is_final ? allocator_.allocate(wanted_nbytes_) : allocate_bytes(wanted_nbytes_);
+  data_.memory = is_final ? allocate(wanted_nbytes_) : allocate_bytes(wanted_nbytes_);
 }
 
 void MemberRead::take_from_tail() {
@@ -100,7 +112,10 @@ void MemberRead::take_from_tail() {
 }
 
 std::optional<NpzEntry> MemberRead::read_header() {
-  const ByteView data = data_.memory.bytes;
+  ByteView data = data_.memory.bytes;
+  // More gives no header: a stream need not give a byte in any number of its own.
+  const bool is_long = data.size() >= kLongHeaderReadNbytes;
+  if (is_long) data = data.first(kLongHeaderReadNbytes);
   NpzEntry entry{member_, std::nullopt, {}, false};
   // Most headers take 128 bytes: the longest room is asked for when they do not.
   std::vector<uint8_t> inflated;
@@ -111,15 +126,14 @@ std::optional<NpzEntry> MemberRead::read_header() {
       prefix = ByteView(inflated).first(inflate_prefix(data, inflated));
     }
     const std::optional<uint64_t> data_offset = find_npy_data_offset(prefix);
-    const bool is_all = prefix.size() == zip_.nbytes || data.size() == zip_.compressed_nbytes;
+    const bool is_all =
+        is_long || prefix.size() == zip_.nbytes || data.size() == zip_.compressed_nbytes;
     const bool is_long_enough = data_offset && *data_offset <= prefix.size();
     if (!is_long_enough && !(is_all && room_nbytes > 512)) continue;
     entry.header = parse_npy_header(prefix);
     return entry;
   }
-  const uint64_t longer =
-      wanted_nbytes_ < kLongHeaderReadNbytes ? kLongHeaderReadNbytes : zip_.compressed_nbytes;
-  wanted_nbytes_ = std::min(longer, zip_.compressed_nbytes);
+  wanted_nbytes_ = std::min(kLongHeaderReadNbytes, zip_.compressed_nbytes);
   data_.end = data_.begin + wanted_nbytes_;
   OwnedBytes memory = allocate_bytes(wanted_nbytes_);
   if (!data.empty()) std::memcpy(memory.bytes.data(), data.data(), data.size());
@@ -130,7 +144,8 @@ std::optional<NpzEntry> MemberRead::read_header() {
 uint64_t MemberRead::decoding_cost_ns() const {
   // Inflating gives about 0.5 GB/s; the CRC-32 of what is there takes 10.
   if (!is_stored()) return 2 * zip_.nbytes;
-  return options_.verify ? zip_.nbytes / 10 : 0;
+  const bool is_checked = options_.verify && !(is_view_ && archive_.is_verified(member_));
+  return is_checked ? zip_.nbytes / 10 : 0;
 }
 
 NpzEntry MemberRead::decode() {
@@ -138,7 +153,7 @@ NpzEntry MemberRead::decode() {
   if (is_stored()) {
     entry.data = std::move(data_.memory);
   } else {
-    entry.data = allocator_.allocate(zip_.nbytes);
+    entry.data = allocate(zip_.nbytes);
     inflate(data_.memory.bytes, entry.data.bytes);
     data_.memory = {};
   }

@@ -46,6 +46,7 @@ class MemberRead {
   uint64_t decoding_cost_ns() const;
 
  private:
+  OwnedBytes allocate(uint64_t nbytes) const;
   void begin_data();
   bool is_stored() const { return zip_.method == kZipStored; }
 

@@ -1,5 +1,7 @@
 #include "archive/npz_opening.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -31,6 +33,12 @@ class Opening::TailSink final : public Sink {
     if (offset < begin_) {
       unwanted_.resize(std::min<uint64_t>(want, begin_ - offset));
       return unwanted_;
+    }
+    if (!source_.nbytes() && filled_nbytes_ + want > kMaxKeptNbytes) {
+      throw UnsupportedError(fmt::format(
+          "expected an answer that gives the object's size but found none in its first {} bytes; "
+          "the server sends it in chunks of unknown total",
+          filled_nbytes_));
     }
     content_.resize(filled_nbytes_ + want);
     return MutableBytes(content_).subspan(filled_nbytes_);
@@ -91,7 +99,11 @@ std::vector<Read> Opening::next() {
 std::vector<Read> Opening::locate() {
   if (!end_) {
     const auto found = find_zip_end(tail_.content.bytes, object_nbytes_, limits_);
-    if (const auto* needs = std::get_if<ZipEndNeeds>(&found)) return read_from(needs->offset);
+    if (const auto* needs = std::get_if<ZipEndNeeds>(&found)) {
+      // All that it may ever need, so that it does not ask again.
+      const uint64_t most = object_nbytes_ - std::min(object_nbytes_, kMaxZipEndNbytes);
+      return read_from(std::min(needs->offset, most));
+    }
     end_ = std::get<ZipEnd>(found);
   }
   if (end_->directory_offset < tail_.offset) return read_from(end_->directory_offset);

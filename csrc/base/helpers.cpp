@@ -46,13 +46,14 @@ class Helpers {
     return *made;
   }
 
-  void ask(std::function<bool()> help) {
+  bool ask(std::function<bool()> help) {
     const std::lock_guard lock(mutex_);
-    if (stopping_) return;
+    if (stopping_) return false;
     if (idle_count_ <= asked_.size() && thread_count_ < max_count_) start_thread();
-    if (thread_count_ == 0) return;
+    if (thread_count_ == 0) return false;
     asked_.push_back(std::move(help));
     changed_.notify_one();
+    return true;
   }
 
   void stop() {
@@ -125,7 +126,7 @@ thread_local bool Helpers::is_helper_ = false;
 
 }  // namespace
 
-void ask_for_help(std::function<bool()> help) { Helpers::instance().ask(std::move(help)); }
+bool ask_for_help(std::function<bool()> help) { return Helpers::instance().ask(std::move(help)); }
 
 void shutdown_helpers() {
   if (Helpers* const helpers = Helpers::existing()) helpers->stop();

@@ -13,8 +13,8 @@ inline constexpr int kMaxThreads = 8;
 
 // Calls `help` on a helper again and again until it returns false; later, when all helpers are
 // busy. There are as many as the process has CPUs, and at most kMaxThreads, less one: the caller
-// works, too. Does nothing when there is none, or after shutdown_helpers(). `help` must not throw.
-void ask_for_help(std::function<bool()> help);
+// works, too. False when there is none, or after shutdown_helpers(). `help` must not throw.
+bool ask_for_help(std::function<bool()> help);
 
 // For the end of the process: returns when no helper calls anything any more.
 void shutdown_helpers();

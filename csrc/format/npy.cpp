@@ -21,13 +21,12 @@ constexpr size_t kLengthOffset = 8;
 // Sizes and strides of torch are signed.
 constexpr uint64_t kMaxNbytes = std::numeric_limits<int64_t>::max();
 
-constexpr std::string_view kNotNpy = "this is not an NPY file";
-
 void check_magic(std::string_view prefix) {
   const std::string_view magic = prefix.substr(0, kMagic.size());
   if (magic == kMagic.substr(0, magic.size())) return;
   throw_format_error(fmt::format("the magic {}", format_snippet(kMagic)), format_snippet(magic), 0,
-                     kNotNpy);
+                     magic.starts_with("PK\3\4") ? "this is an archive: open it with open_npz()"
+                                                 : "this is not an NPY file");
 }
 
 void check_version(uint8_t major, uint8_t minor) {

@@ -101,4 +101,25 @@ std::string format_snippet(std::string_view text) {
   return snippet;
 }
 
+std::string format_name(std::string_view name) {
+  constexpr size_t kMaxNbytes = 100;
+  std::string result;
+  for (size_t i = 0; i < name.size(); ++i) {
+    const auto byte = static_cast<uint8_t>(name[i]);
+    const bool begins = byte < 0x80 || byte >= 0xC0;
+    if (begins && i >= kMaxNbytes) return result + "...";
+    // U+0080 to U+009F, too, control terminals.
+    const bool is_c1 =
+        byte == 0xC2 && i + 1 < name.size() && static_cast<uint8_t>(name[i + 1]) < 0xA0;
+    if (byte < ' ' || byte == 0x7F) {
+      fmt::format_to(std::back_inserter(result), "\\x{:02x}", byte);
+    } else if (is_c1) {
+      fmt::format_to(std::back_inserter(result), "\\x{:02x}", static_cast<uint8_t>(name[++i]));
+    } else {
+      result += name[i];
+    }
+  }
+  return result;
+}
+
 }  // namespace torchnpy

@@ -26,4 +26,7 @@ inline constexpr std::string_view kSaveAgain =
 // A piece of a file for a message: in backticks, printable ASCII, cut to 40 bytes.
 std::string format_snippet(std::string_view text);
 
+// A name in UTF-8 for a message: control characters escaped, cut to some 100 bytes.
+std::string format_name(std::string_view name);
+
 }  // namespace torchnpy

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "format/text.h"
 
 namespace torchnpy {
 namespace {
@@ -42,26 +43,36 @@ Array make_entry(NpzEntry entry, const NpzOptions& options) {
   return array;
 }
 
+Array clone(const Array& array) {
+  if (const at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return tensor->clone();
+  std::vector<NamedTensor> fields = std::get<std::vector<NamedTensor>>(array);
+  for (NamedTensor& field : fields) field.tensor = field.tensor.clone();
+  return fields;
+}
+
 std::vector<NamedArray> take_arrays(NpzLoader& loader, const NpzKeys& keys,
                                     const NpzOptions& options) {
   const NpzArchive& archive = *loader.archive();
   std::vector<Array> arrays;
   arrays.reserve(loader.entries().size());
   for (NpzEntry& entry : loader.entries()) {
-    const std::string& member = archive.members()[entry.member].name;
+    const size_t member = entry.member;
     try {
       arrays.push_back(make_entry(std::move(entry), options));
     } catch (Error& error) {
-      error.add_member(member);
+      error.add_member(format_name(archive.members()[member].name));
       error.add_context(archive.source().name());
       throw;
     }
   }
-  const std::vector<std::string> names = keys ? *keys : archive.keys();
   std::vector<NamedArray> result;
-  result.reserve(names.size());
-  for (size_t i = 0; i < names.size(); ++i) {
-    result.push_back({names[i], arrays[loader.places()[i]]});
+  result.reserve(loader.places().size());
+  std::vector<bool> is_taken(arrays.size());
+  for (const size_t place : loader.places()) {
+    std::string key = keys ? (*keys)[result.size()] : std::string(archive.key(result.size()));
+    // Each key has an array of its own, though two may lead to one member.
+    result.push_back({std::move(key), is_taken[place] ? clone(arrays[place]) : arrays[place]});
+    is_taken[place] = true;
   }
   return result;
 }
@@ -70,9 +81,14 @@ std::vector<NamedArray> take_arrays(NpzLoader& loader, const NpzKeys& keys,
 bool begins_as(std::shared_ptr<Source> source, bool (*matches)(ByteView)) {
   constexpr uint64_t kMagicNbytes = 6;
   const uint64_t nbytes = std::min(source->nbytes().value_or(kMagicNbytes), kMagicNbytes);
-  BytesLoader loader(std::move(source), heap_allocator(), 0, nbytes);
-  load_one(loader);
-  return matches(loader.data().bytes);
+  try {
+    BytesLoader loader(std::move(source), heap_allocator(), 0, nbytes);
+    load_one(loader);
+    return matches(loader.data().bytes);
+  } catch (const FormatError&) {       // fewer bytes
+  } catch (const UnsupportedError&) {  // of a server that does not say how many there are
+  }
+  return false;
 }
 
 bool begins_as_npy(ByteView bytes) { return as_text(bytes).starts_with("\x93NUMPY"); }
@@ -90,6 +106,13 @@ std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
                    make_options(std::vector<std::string>{}, options));
   load_one(loader, run_options());
   return loader.archive();
+}
+
+std::vector<std::string> npz_keys(const NpzArchive& archive) {
+  std::vector<std::string> keys;
+  keys.reserve(archive.members().size());
+  for (size_t i = 0; i < archive.members().size(); ++i) keys.emplace_back(archive.key(i));
+  return keys;
 }
 
 std::vector<NamedArray> read_npz(const std::shared_ptr<const NpzArchive>& archive,
@@ -114,20 +137,20 @@ std::vector<NpyHeader> read_npz_headers(const std::shared_ptr<const NpzArchive>&
 
 std::vector<MemberDescription> describe_npz(const std::shared_ptr<const NpzArchive>& archive,
                                             size_t count) {
-  std::vector<std::string> keys = archive->keys();
-  keys.resize(std::min(count, keys.size()));
   std::vector<MemberDescription> descriptions;
-  for (size_t i = 0; i < keys.size(); ++i) {
+  for (size_t i = 0; i < std::min(count, archive->members().size()); ++i) {
+    const std::string key(archive->key(i));
     std::string text = fmt::format("{} bytes", archive->members()[i].nbytes);
     if (archive->is_local(i)) {
       try {
         const NpyHeader header =
-            std::move(read_npz_headers(archive, std::vector<std::string>{keys[i]}, {}).front());
+            std::move(read_npz_headers(archive, std::vector<std::string>{key}, {}).front());
         text = format_dtype(header.dtype) + " " + format_shape(header.shape);
-      } catch (const Error&) {  // no array, or a broken one: who asks for it will hear
+      } catch (const FormatError&) {  // no array, or a broken one: who asks for it will hear
+      } catch (const UnsupportedError&) {
       }
     }
-    descriptions.push_back({std::move(keys[i]), std::move(text)});
+    descriptions.push_back({format_name(key), std::move(text)});
   }
   return descriptions;
 }

@@ -46,11 +46,17 @@ std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
   return tensors;
 }
 
-std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
-  const std::shared_ptr<Client> client = Client::default_client();
+// An op gives tensors, not dicts.
+NpzOptions single_npz_options(const Client& client) {
   NpzOptions options;
   options.single = true;
-  options.part_nbytes = client->options().part_nbytes;
+  options.part_nbytes = client.options().part_nbytes;
+  return options;
+}
+
+std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
+  const std::shared_ptr<Client> client = Client::default_client();
+  const NpzOptions options = single_npz_options(*client);
   return std::move(load_npz_many({client->open(url)}, keys, options).front());
 }
 
@@ -71,7 +77,8 @@ std::vector<at::Tensor> load_npz_keys_op(const std::string& url, at::ArrayRef<st
 }
 
 std::vector<std::string> npz_keys_op(const std::string& url) {
-  return open_npz(Client::default_client()->open(url), {})->keys();
+  const std::shared_ptr<Client> client = Client::default_client();
+  return npz_keys(*open_npz(client->open(url), single_npz_options(*client)));
 }
 
 std::tuple<std::string, std::vector<int64_t>, bool, int64_t> header_op(const std::string& url) {
