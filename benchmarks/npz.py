@@ -55,7 +55,7 @@ def sample_rows(args: argparse.Namespace) -> list[Row]:
     unverified = Contender(
         "torchnpy, verify=False", "ours", lambda: partial(load_ours, stored, verify=False), cpus=1
     )
-    title = "`load_npz`, 1.2 MB of image and mask"
+    title = "`load_npz`, 1.2 MB"
     rows = [
         ("npz_stored", f"{title}, stored", loaders(stored), [limit("C++ CRC-32", stored)]),
         (
@@ -98,7 +98,7 @@ def tokens_row(args: argparse.Namespace) -> Row:
     arrays = {"tokens": np.random.default_rng(0).integers(0, 50_257, count)}
     data = save(arrays, np.savez_compressed)
     contenders = [*loaders(data), limit("libdeflate", data)]
-    title = f"`load_npz`, {count * 8 >> 20} MB of int64 tokens, deflated, one CPU"
+    title = f"`load_npz`, {count * 8 >> 20} MB of tokens, deflated, one CPU"
     return Row("npz_tokens", title, "ms", contenders, check=holds(arrays))
 
 
@@ -212,8 +212,8 @@ def remote_row(port: int, count: int, nbytes: int) -> Row:
         Contender("obstore whole, np.load", "peer", whole_by_obstore),
         Contender("boto3 whole, np.load", "peer", whole_by_boto3),
     ]
-    title = f"one 64 KiB member of {count} in S3, {fetched_nbytes / 1e3:.0f} kB fetched"
-    title += f" of {nbytes / 1e6:.0f} MB"
+    fetched = f"{fetched_nbytes / 1e3:.0f} kB of {nbytes / 1e6:.0f} MB"
+    title = f"a 64 KiB member of {count} in S3: {fetched}"
     return Row("npz_remote", title, "ms", contenders, check=check)
 
 
