@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from servers.http import ObjectServer
-from support import ROOT, npy
+from support import ROOT, npy, run_script
 
 EXAMPLES = ROOT / "examples"
 
@@ -72,3 +72,11 @@ def test_every_example_says_what_it_is() -> None:
     assert len(paths) >= 3
     for path in paths:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_the_readmes_archive_is_read(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text().partition("### Archives")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    out = run_script(f"import os, sys\nos.chdir(sys.argv[1])\n{code}", tmp_path)
+    assert "image" in out
+    assert "(480, 640, 3)" in out

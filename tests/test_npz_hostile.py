@@ -85,11 +85,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"expected .*found",
     ),
     "a bomb that claims little": (
-        lambda: archive(deflated(npy(np.zeros(GIB // 16)), nbytes=1000)),
+        lambda: archive(deflated(npy(np.zeros(GIB // 64)), nbytes=1000)),
         r"\[x\.npy\]: expected .*found",
     ),
     "a bomb that claims its prefix": (
-        lambda: archive(deflated(bytes(GIB // 4), nbytes=1 << 16)),
+        lambda: archive(deflated(bytes(GIB // 8), nbytes=1 << 16)),
         r"\[x\.npy\]",
     ),
     "an array of a TiB, stored": (
@@ -159,7 +159,7 @@ for source in (data, path):
     before = peak_mib()
     for ask in (lambda a: a.read(), lambda a: a[a.files[0]], lambda a: a.header(a.files[-1]), repr):
         try:
-            ask(tnp.load(source))
+            ask(tnp.open_npz(source))
         except (tnp.FormatError, tnp.UnsupportedError) as error:
             print(type(error).__name__, error)
     # A file that is mapped or read is in memory too.
@@ -185,7 +185,7 @@ def test_a_hostile_archive_is_refused_without_the_memory_that_it_claims(
 
 def test_a_bomb_within_the_ratio_is_refused_by_the_callers_limits(tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
-    path.write_bytes(archive(deflated(npy(np.zeros(GIB // 32)))))
+    path.write_bytes(archive(deflated(npy(np.zeros(GIB // 64)))))
     for limits in ("expansion=100", "total_nbytes=1 << 20"):
         out = run_script(
             f"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable
-from typing import cast
+from typing import BinaryIO, cast
 
 import torch
 
@@ -26,6 +26,9 @@ from torchnpy.sources import (
     read_more,
     stream_name,
 )
+
+# Enough to tell an archive from an array.
+_MAGIC_NBYTES = 4
 
 # No wrapper: a call of Python would cost a tenth of its time.
 load_npy = _C.load_npy
@@ -63,20 +66,16 @@ def load(
     if is_url(source):
         loaded = _C.load(native(client), encode(source), mmap, dtype, values, verify)
         return NpzFile(loaded) if isinstance(loaded, _C.NpzArchive) else loaded
-    name = "<bytes>"
+    name, data = "<bytes>", cast(Buffer, source)
     if is_stream(source):
-        name = stream_name(source)
-        data = bytearray()
-        read_more(source, data, 4)  # b"PK\x03\x04", where it is one
-        if _C.begins_as_zip(data, name):
-            read_more(source, data, sys.maxsize)
-        else:
-            read_array(source, data)
-        source = data
-    buffer = cast(Buffer, source)
-    if _C.begins_as_zip(buffer, name):
-        return NpzFile(_C.open_npz_bytes(buffer, name, False, values, verify, dtype))
-    return _C.load_named(buffer, name, dtype)
+        name, data = stream_name(source), bytearray()
+        read_more(source, data, _MAGIC_NBYTES)
+        if not _C.begins_as_zip(data, name):
+            return _load_stream(source, data, dtype)
+        read_more(source, data, sys.maxsize)
+    if _C.begins_as_zip(data, name):
+        return NpzFile(_C.open_npz_bytes(data, name, False, values, verify, dtype))
+    return load_npy(data, dtype=dtype)
 
 
 def load_many(
@@ -93,10 +92,7 @@ def load_many(
     sources = list(sources)
     urls = [encode(source) for source in sources if is_url(source)]
     loaded = iter(_C.load_many(native(client), urls, dtype))
-    return [
-        next(loaded) if is_url(source) else load(source, dtype=dtype, client=client)
-        for source in sources
-    ]
+    return [next(loaded) if is_url(source) else _load_here(source, dtype) for source in sources]
 
 
 def load_rows(
@@ -150,3 +146,14 @@ def _slice_index(index: int | None, default: int) -> int:
         return default
     return max(-sys.maxsize, min(operator.index(index), sys.maxsize))
 
+
+def _load_here(source: Source, dtype: torch.dtype | None) -> Array:
+    if is_stream(source):
+        return _load_stream(source, bytearray(), dtype)
+    return load_npy(cast(Buffer, source), dtype=dtype)
+
+
+def _load_stream(stream: BinaryIO, data: bytearray, dtype: torch.dtype | None) -> Array:
+    """The array that begins with ``data``, which was read already."""
+    read_array(stream, data)
+    return _C.load_named(data, stream_name(stream), dtype)

@@ -4,11 +4,12 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <mutex>
-#include <set>
 #include <system_error>
 #include <utility>
 
@@ -22,15 +23,24 @@ using Clock = Job::Clock;
 
 namespace {
 
-// The sockets of this process's connections, under process_mutex(): opening, closing and
-// noting it are one step for fork().
-std::set<int>* open_sockets = nullptr;
+// The sockets of this process's connections with their inodes, under process_mutex(): opening,
+// closing and noting it are one step for fork(). Some are closed already: libcurl 7.88 calls no
+// CURLOPT_CLOSESOCKETFUNCTION for one that was still connecting.
+std::map<int, ino_t>* open_sockets = nullptr;
+
+ino_t inode_of(int descriptor) {
+  struct stat status;
+  return fstat(descriptor, &status) == 0 ? status.st_ino : 0;
+}
 
 // A child that keeps its parent's sockets open keeps the parent's connections half alive.
 // Only close(2): libcurl's own clean-up would end the parent's TLS sessions on the wire.
 void close_inherited_sockets() {
   if (open_sockets == nullptr) return;
-  for (const int descriptor : *open_sockets) close(descriptor);
+  for (const auto& [descriptor, inode] : *open_sockets) {
+    // The number may be another file's by now.
+    if (inode_of(descriptor) == inode) close(descriptor);
+  }
   open_sockets->clear();
 }
 
@@ -41,7 +51,7 @@ curl_socket_t open_socket(void*, curlsocktype, curl_sockaddr* address) {
   const std::lock_guard lock(process_mutex());
   const int descriptor =
       socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-  if (descriptor >= 0) open_sockets->insert(descriptor);
+  if (descriptor >= 0) open_sockets->insert_or_assign(descriptor, inode_of(descriptor));
   return descriptor < 0 ? CURL_SOCKET_BAD : descriptor;
 }
 
@@ -100,7 +110,7 @@ void initialise_curl() {
   if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
     throw TransportError("libcurl cannot be initialised");
   }
-  open_sockets = new std::set<int>;
+  open_sockets = new std::map<int, ino_t>;
 }
 
 void Reactor::start() {

@@ -1,14 +1,17 @@
 #include "transport/engine.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -274,6 +277,58 @@ TEST_P(EngineFork, ChildReadsWhileTheParentsReadsGoOn) {
   reader.join();
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(client.metrics->retries, 0);  // the parent's connections survived
+}
+
+// A port that takes no connection and refuses none.
+class SilentPort {
+ public:
+  SilentPort() {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    auto* const any = reinterpret_cast<sockaddr*>(&address);
+    const int listener = add();
+    if (bind(listener, any, length) != 0 || listen(listener, 0) != 0 ||
+        getsockname(listener, any, &length) != 0) {
+      throw std::runtime_error("no port to listen on");
+    }
+    port_ = ntohs(address.sin_port);
+    for (int i = 0; i < 3; ++i) static_cast<void>(connect(add(), any, length));
+  }
+  ~SilentPort() {
+    for (const int descriptor : descriptors_) ::close(descriptor);
+  }
+  int port() const { return port_; }
+
+ private:
+  int add() {
+    descriptors_.push_back(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    return descriptors_.back();
+  }
+
+  std::vector<int> descriptors_;
+  int port_ = 0;
+};
+
+// libcurl says nothing when it closes a socket that is still connecting; others get its number.
+TEST_P(EngineFork, ChildKeepsFilesThatTookTheNumbersOfFailedConnections) {
+  const SilentPort silent;
+  TestClient client;
+  client.options->retries = 1;
+  client.options->connect_timeout_s = 0.2;
+  TestSink failed;
+  const auto source = client.open("http://127.0.0.1:" + std::to_string(silent.port()) + "/x");
+  source->start({}, failed);
+  EXPECT_EQ(failed.transport_error().kind(), TransportError::Kind::kTimeout);
+  std::vector<int> files;
+  for (int i = 0; i < 32; ++i) files.push_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const int closed_count = run_in_child([&] {
+    return static_cast<int>(
+        std::ranges::count_if(files, [](int file) { return fcntl(file, F_GETFD) < 0; }));
+  });
+  for (const int file : files) ::close(file);
+  EXPECT_EQ(closed_count, 0);
 }
 
 TEST_P(EngineFork, ExitWithATransferInFlightIsClean) {

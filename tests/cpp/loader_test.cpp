@@ -294,7 +294,7 @@ TEST_F(LoaderTest, ManyLoadersEachEndForThemselves) {
     loaders.push_back(std::make_unique<NpyLoader>(source, heap_allocator()));
     all.push_back(loaders.back().get());
   }
-  const std::vector<std::exception_ptr> errors = load_all(all, /*fail_fast=*/false);
+  const std::vector<std::exception_ptr> errors = load_all(all, {.fail_fast = false});
   for (size_t i = 0; i < 50; ++i) {
     EXPECT_EQ(i == 20, errors[i] != nullptr);
     if (errors[i]) continue;

@@ -9,7 +9,8 @@ import torch
 
 from torchnpy.client import Client
 from torchnpy.data.samples import Labels, SampleDataset
-from torchnpy.io import Array, load_many
+from torchnpy.io import load_many
+from torchnpy.sources import Array
 
 
 class NpyDataset(SampleDataset):

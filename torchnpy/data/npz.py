@@ -7,8 +7,8 @@ from typing import Any
 
 from torchnpy.client import Client
 from torchnpy.data.samples import Labels, SampleDataset
-from torchnpy.io import Array
 from torchnpy.npz import read_many
+from torchnpy.sources import Array
 
 
 class NpzDataset(SampleDataset):
