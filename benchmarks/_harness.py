@@ -9,6 +9,7 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -52,6 +53,7 @@ class Contender:
     # Imports and connects, and returns the function that does the work once. What it raises
     # makes a peer or a limit absent, with that reason; of us it is an error.
     make: Callable[[], Callable[[], object]]
+    cpus: int | None = None  # it runs in a process of its own that may use only so many
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def measure(row: Row, rounds: int) -> Result:
     ready: list[tuple[Contender, Callable[[], object], int]] = []
     for contender in row.contenders:
         try:
-            work = contender.make()
+            work = run_apart(row, contender) if contender.cpus else contender.make()
             ready.append((contender, work, prepare(row, work)))
         except Exception as error:
             if contender.role == "ours":
@@ -149,13 +151,48 @@ def measure(row: Row, rounds: int) -> Result:
 def prepare(row: Row, work: Callable[[], object]) -> int:
     """Warms up, checks what the work returns, and says how many calls make a round."""
     outcome = work()
-    if row.check and not isinstance(outcome, Sample):
+    if isinstance(outcome, Sample):
+        return 1
+    if row.check:
         row.check(outcome)
     del outcome
     calls = 1
     while row.calls_s and (sample := time_calls(work, calls)).seconds * calls < row.calls_s / 2:
         calls = max(calls * 2, int(row.calls_s / sample.seconds))
     return calls
+
+
+def run_apart(row: Row, contender: Contender) -> Callable[[], Sample]:
+    """Makes the contender in a child process with `contender.cpus` CPUs, which does the rounds."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def serve() -> None:
+        try:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: contender.cpus])
+            work = contender.make()
+            calls = prepare(row, work)
+            while True:
+                theirs.send(time_calls(work, calls))
+                theirs.recv()
+        except Exception as error:
+            theirs.send(error)
+
+    context.Process(target=serve, daemon=True).start()
+    theirs.close()  # so that its end is an error here
+
+    def next_sample() -> Sample:
+        sample = ours.recv()
+        if isinstance(sample, Exception):
+            raise sample
+        return sample
+
+    def work() -> Sample:
+        ours.send(None)
+        return next_sample()
+
+    next_sample()
+    return work
 
 
 def time_calls(work: Callable[[], object], calls: int) -> Sample:

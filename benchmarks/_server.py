@@ -1,4 +1,4 @@
-"""The servers of benchmarks/remote.py: nginx with the objects, and a proxy that adds latency."""
+"""The servers of the benchmarks: nginx with objects, and a proxy that adds latency."""
 
 import os
 import socket
@@ -6,14 +6,15 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 from _harness import compile_cpp
 from tqdm import tqdm
 
+BUCKET = "bkt"
 SMALL_SHAPE = (3, 100, 100)
 LARGE_KEY = "large.npy"
 
@@ -48,23 +49,56 @@ def small_key(index: int) -> str:
     return f"{index:06}.npy"
 
 
-@contextmanager
-def serve_objects(count: int, large_nbytes: int) -> Iterator[int]:
-    """Serves bucket `bkt` with `count` small objects and a large one; yields the port."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
-        bucket = Path(folder, "root", "bkt")
-        bucket.mkdir(parents=True)
+def use_credentials() -> None:
+    """Any will do; without them the clients look for some elsewhere."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "benchmark",
+        "AWS_SECRET_ACCESS_KEY": "benchmark",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+
+
+def serve_objects(count: int, large_nbytes: int) -> AbstractContextManager[int]:
+    """Serves a bucket with `count` small objects and a large one; yields the port."""
+
+    def fill(bucket: Path) -> None:
         random = np.random.default_rng(0)
         for index in tqdm(range(count), "make objects", leave=False):
             np.save(bucket / small_key(index), random.integers(0, 256, SMALL_SHAPE, np.uint8))
         np.save(bucket / LARGE_KEY, random.integers(0, 256, large_nbytes, np.uint8))
+
+    return _serve(fill)
+
+
+def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[int]:
+    """Serves a bucket with these objects, by key; yields the port."""
+
+    def fill(bucket: Path) -> None:
+        for key, content in objects.items():
+            (bucket / key).write_bytes(content)
+
+    return _serve(fill)
+
+
+@contextmanager
+def _serve(fill: Callable[[Path], None]) -> Iterator[int]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
+        bucket = Path(folder, "root", BUCKET)
+        bucket.mkdir(parents=True)
+        fill(bucket)
         port = free_port()
         user = "user root;" if os.geteuid() == 0 else ""
         config = Path(folder, "nginx.conf")
         config.write_text(CONFIG.format(folder=folder, port=port, user=user))
         nginx = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)])
         try:
-            wait_for(f"http://127.0.0.1:{port}/bkt/{small_key(0)}")
+            wait_for(f"http://127.0.0.1:{port}/{BUCKET}/{next(bucket.iterdir()).name}")
             yield port
         finally:
             nginx.terminate()

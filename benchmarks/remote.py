@@ -7,7 +7,6 @@ plain HTTP. The limit is a libcurl program that only fetches (raw_curl.cpp).
 import asyncio
 import io
 import json
-import os
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -18,9 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from _harness import Contender, Row, Sample, compile_cpp, parse_args, run
-from _server import LARGE_KEY, SMALL_SHAPE, delayed, serve_objects, small_key
+from _server import (
+    BUCKET,
+    LARGE_KEY,
+    SMALL_SHAPE,
+    delayed,
+    serve_objects,
+    small_key,
+    use_credentials,
+)
 
-BUCKET = "bkt"
 NPY_HEADER_NBYTES = 128
 THREADS = 32
 
@@ -30,17 +36,7 @@ Work = Callable[[], object]
 def main() -> None:
     args = parse_args(__doc__.split("\n")[0], "remote")
     count, large_nbytes = (200, 32 << 20) if args.quick else (2000, 512 << 20)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        os.environ.pop(name, None)
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "benchmark",
-        "AWS_SECRET_ACCESS_KEY": "benchmark",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
+    use_credentials()
     with serve_objects(count, large_nbytes) as port, delayed(port, 10) as slow_port:
         rows = [
             small_row("small", f"{count} objects of 30 kB", port, count),

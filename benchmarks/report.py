@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-BENCHMARKS = ("decode", "remote", "import_time")
+BENCHMARKS = ("decode", "npz", "remote", "import_time")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     ],
     "small_file": [Goal("5x np.load", "np.load", 5)],
     "large_file": [Goal("faster than safetensors", "safetensors", 1)],
+    "npz_stored": [Goal("2.5x spdl", "spdl", 2.5)],
+    "npz_stored_unverified": [Goal("20x spdl", "spdl", 20)],
+    "npz_deflated": [Goal("1.7x spdl", "spdl", 1.7)],
+    "npz_images": [Goal("1.8x itself on one CPU", "torchnpy, one CPU", 1.8)],
+    "npz_tokens": [Goal("1.5x spdl", "spdl", 1.5)],
+    "npz_open": [Goal("5x np.load", "np.load", 5)],
     "small": [
         Goal("4x tensorstore", "tensorstore", 4),
         Goal("0.85x the limit", "limit", 0.85),

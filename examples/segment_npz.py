@@ -102,7 +102,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_store_options(parser, prefix="scenes")
-    parser.add_argument("--epochs", type=int, default=3, help="[%(default)s]")
+    parser.add_argument("--epochs", type=int, default=4, help="[%(default)s]")
     parser.add_argument("--limit", type=int, default=1000, help="number of scenes [%(default)s]")
     parser.add_argument("--min-overlap", type=float, default=70, help="in per cent [%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder [%(default)s]")
@@ -140,16 +140,14 @@ def upload_scenes(folder: str, count: int) -> int:
 
 
 def draw_scene(random: np.random.Generator, photos: np.ndarray, inks: np.ndarray) -> Scene:
-    """Two digits on a piece of a photograph, in an ink that stands out from its mean."""
+    """A digit on a piece of a photograph, in an ink that stands out from its mean."""
     photo = photos[random.integers(len(photos))]
     top, left = (random.integers(extent - SIDE + 1) for extent in photo.shape[:2])
     image = photo[top : top + SIDE, left : left + SIDE].astype(np.float64)
+    digit = enlarge(inks[random.integers(len(inks))], random.choice([16, 20, 24, 28]))
+    top, left = random.integers(SIDE - len(digit) + 1, size=2)
     ink = np.zeros((SIDE, SIDE))
-    for _ in range(2):
-        digit = enlarge(inks[random.integers(len(inks))], random.choice([14, 18, 22]))
-        top, left = random.integers(SIDE - len(digit) + 1, size=2)
-        place = ink[top : top + len(digit), left : left + len(digit)]
-        np.maximum(place, digit, out=place)
+    ink[top : top + len(digit), left : left + len(digit)] = digit
     colours = random.integers(0, 256, (8, 3))
     colour = max(colours, key=lambda colour: np.abs(colour - image.mean((0, 1))).sum())
     image += ink[:, :, None] * (colour - image)
