@@ -133,8 +133,9 @@ class Run : public std::enable_shared_from_this<Run> {
 
   void fail(Task& task, std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
+    if (task.error) return;  // what fails after a change does not count: the task begins again
     failed_ = failed_ || task.restarted || !says_changed(error);
-    if (!task.error) task.error = name_object(std::move(error), task.loader->source());
+    task.error = name_object(std::move(error), task.loader->source());
   }
 
   void add_work(Work work) {

@@ -201,7 +201,9 @@ ZipEnd EndFinder::locate_directory(const EndRecord& record, uint64_t directory_e
                        fmt::format("{} bytes before its end record", directory_end), record.offset,
                        kCorrupt);
   }
-  if (record.member_count != 0 && end.directory_offset >= tail_offset_ &&
+  // Only where every reader has it at hand: what is found must not depend on more.
+  const bool is_near = object_nbytes_ - end.directory_offset <= kMinZipTailNbytes;
+  if (record.member_count != 0 && is_near &&
       !has_signature(end.directory_offset, kCentralSignature)) {
     throw_format_error(fmt::format("the directory's {}", format_snippet(kCentralSignature)),
                        format_snippet(as_text(from(end.directory_offset)).substr(0, 4)),

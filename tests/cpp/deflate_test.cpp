@@ -13,25 +13,12 @@
 #include <vector>
 
 #include "base/error.h"
+#include "deflated.h"
 
 namespace torchnpy {
 namespace {
 
 using Bytes = std::vector<uint8_t>;
-
-Bytes deflated(ByteView bytes, int level = 6, int strategy = Z_DEFAULT_STRATEGY) {
-  z_stream stream{};
-  EXPECT_EQ(deflateInit2(&stream, level, Z_DEFLATED, -15, 8, strategy), Z_OK);
-  Bytes out(deflateBound(&stream, bytes.size()));
-  stream.next_in = const_cast<Bytef*>(bytes.data());
-  stream.avail_in = static_cast<uInt>(bytes.size());
-  stream.next_out = out.data();
-  stream.avail_out = static_cast<uInt>(out.size());
-  EXPECT_EQ(deflate(&stream, Z_FINISH), Z_STREAM_END);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
 
 // Half of it compresses.
 Bytes sample(size_t nbytes) {

@@ -9,25 +9,10 @@
 #include "base/error.h"
 #include "base/wait.h"
 #include "memory_source.h"
+#include "npy_bytes.h"
 
 namespace torchnpy {
 namespace {
-
-// A .npy of `count` uint8 rows of `row_nbytes`, whose bytes count up.
-std::string make_npy(size_t count, size_t row_nbytes, bool fortran_order = false) {
-  std::string header = fmt::format("{{'descr': '|u1', 'fortran_order': {}, 'shape': ({}, {}), }}",
-                                   fortran_order ? "True" : "False", count, row_nbytes);
-  header.resize((10 + header.size() + 64) / 64 * 64 - 10 - 1, ' ');
-  header += '\n';
-  std::string file("\x93NUMPY\x01\x00", 8);
-  file += static_cast<char>(header.size() & 0xFF);
-  file += static_cast<char>(header.size() >> 8);
-  file += header;
-  for (size_t i = 0; i < count * row_nbytes; ++i) file += static_cast<char>(i * 31 >> 3);
-  return file;
-}
-
-constexpr size_t kHeaderNbytes = 128;
 
 std::string text_of(const OwnedBytes& bytes) { return std::string(as_text(bytes.bytes)); }
 

@@ -25,6 +25,7 @@ class MemorySource final : public Source {
   bool offers_view = false;
   size_t ends_at = std::string::npos;  // the object ends there, whatever its size says
   std::exception_ptr fault;            // of every read but the first
+  std::exception_ptr later_fault;      // instead, of every read but the first two
   bool changes_once = false;           // the first read is restarted half way
   std::string changes_to;              // what the object is after forget()
   std::vector<Range> reads;
@@ -41,6 +42,7 @@ class MemorySource final : public Source {
   void start(Range range, Sink& sink) override {
     reads.push_back(range);
     std::exception_ptr error = reads.size() > 1 ? fault : nullptr;
+    if (reads.size() > 2 && later_fault) error = later_fault;
     if (!error) {
       try {
         send(range, sink);
@@ -54,10 +56,14 @@ class MemorySource final : public Source {
   void forget() override {
     object_ = changes_to;
     fault = nullptr;
+    later_fault = nullptr;
   }
 
  private:
   void send(Range range, Sink& sink) {
+    if (range.from_end && !ignores_ranges) {
+      range.offset = object_.size() - std::min<uint64_t>(range.nbytes, object_.size());
+    }
     const uint64_t object_end = std::min<uint64_t>(object_.size(), ends_at);
     const uint64_t end = ignores_ranges || range.nbytes > object_end
                              ? object_end

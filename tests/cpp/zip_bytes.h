@@ -34,14 +34,15 @@ struct ZipEntry {
   std::optional<uint32_t> compressed_nbytes = {};
   std::optional<uint32_t> local_offset = {};
   std::optional<uint16_t> extra_nbytes = {};
+  std::string local_extra = {};  // in the local header
 };
 
-inline std::string local_header(const ZipEntry& entry, std::string_view extra = "") {
+inline std::string local_header(const ZipEntry& entry) {
   return "PK\3\4" + little(45, 2) + little(entry.flags, 2) + little(entry.method, 2) +
          little(0, 4) + little(entry.crc32, 4) +
          little(entry.compressed_nbytes.value_or(entry.data.size()), 4) +
          little(entry.nbytes.value_or(entry.data.size()), 4) + little(entry.name.size(), 2) +
-         little(extra.size(), 2) + entry.name + std::string(extra);
+         little(entry.local_extra.size(), 2) + entry.name + entry.local_extra;
 }
 
 inline std::string central_header(const ZipEntry& entry, uint64_t local_offset) {

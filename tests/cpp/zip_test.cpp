@@ -124,6 +124,14 @@ TEST(FindZipEnd, PrefixIsMeasured) {
   EXPECT_EQ(find_end("#!/bin/sh\n" + zip64_bytes(kTwo)).prefix_nbytes, 10U);
 }
 
+// The later of two end records names no directory, which only a reader of the whole object sees.
+TEST(FindZipEnd, RecordThatIsFoundDoesNotDependOnHowMuchIsAtHand) {
+  const std::string stray = end_record({.member_count = 1, .directory_nbytes = 200});
+  const std::string object = zip_bytes(kTwo) + std::string(50, 'x') + stray + std::string(65500, 0);
+  const ZipEnd by_tail = std::get<ZipEnd>(find_in_tail(object, kMaxZipEndNbytes));
+  EXPECT_EQ(find_end(object).directory_offset, by_tail.directory_offset);
+}
+
 TEST(FindZipEnd, TrailingJunkIsIgnored) {
   EXPECT_EQ(find_end(zip_bytes(kTwo) + "junk").member_count, 2U);
   EXPECT_EQ(find_end(zip64_bytes(kTwo) + std::string(60000, '\0')).member_count, 2U);
