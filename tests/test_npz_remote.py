@@ -502,3 +502,41 @@ def test_a_forked_child_reads_on_in_its_parents_archive(server: ObjectServer) ->
         """,
         url,
     )
+
+
+def fake_end_records(nbytes: int) -> bytes:
+    """Each with a locator of its own that leads one byte further to the front than the last."""
+    data = bytearray(nbytes)
+    further = nbytes - (22 + 65535 + 20 + 56)
+    for end in range(nbytes - 22, nbytes - 60_000, -42):
+        further -= 1
+        data[end - 20 : end] = b"PK\6\7" + struct.pack("<IQI", 0, further, 1)
+        comment_nbytes = nbytes - end - 22
+        data[end : end + 22] = b"PK\5\6" + struct.pack(
+            "<HHHHIIH", 0, 0, 1, 1, 46, 0, comment_nbytes
+        )
+    return bytes(data)
+
+
+def test_any_number_of_fake_end_records_costs_one_more_request(server: ObjectServer) -> None:
+    url = server.put("/x.npz", fake_end_records(400_000))
+    with pytest.raises(tnp.FormatError, match="end record"):
+        tnp.open_npz(url)
+    assert len(server.requests) <= 2
+    assert server.sent_nbytes < 200_000
+
+
+def test_an_answer_of_unknown_length_is_not_kept_without_limit(server: ObjectServer) -> None:
+    zeros = bytes(80 << 20)
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(zeros), zeros)
+    url = server.put("/x.npz", b"")
+    server.always("/x.npz", lambda *_: Answer(200, {"Transfer-Encoding": "chunked"}, chunked))
+    with pytest.raises(tnp.UnsupportedError, match=r"/x\.npz: expected an answer that gives"):
+        tnp.open_npz(url)
+
+
+def test_two_names_of_one_member_are_two_arrays(server: ObjectServer) -> None:
+    archive = tnp.open_npz(server.put("/x.npz", npz(**SMALL)))
+    arrays = archive.read(["x", "x.npy"])
+    arrays["x"].zero_()
+    assert_is(arrays["x.npy"], "x")

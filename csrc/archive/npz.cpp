@@ -94,6 +94,13 @@ std::string_view NpzArchive::key(size_t member) const {
   return index_.find(stem) ? name : stem;
 }
 
+std::vector<std::string> NpzArchive::keys() const {
+  std::vector<std::string> keys;
+  keys.reserve(members_.size());
+  for (size_t i = 0; i < members_.size(); ++i) keys.emplace_back(key(i));
+  return keys;
+}
+
 std::optional<size_t> NpzArchive::find(std::string_view key) const {
   const std::optional<size_t> found = index_.find(key);
   return found ? found : index_.find(std::string(key).append(kSuffix));

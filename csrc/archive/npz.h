@@ -37,6 +37,8 @@ class NpzArchive {
 
   // The key of a member.
   std::string_view key(size_t member) const;
+  // Of all, in the archive's order.
+  std::vector<std::string> keys() const;
   // Where in members() the key "x" or the name "x.npy" leads to; a member's own name comes before
   // the one that ".npy" is added to, as in numpy.
   std::optional<size_t> find(std::string_view key) const;

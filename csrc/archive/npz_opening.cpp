@@ -101,7 +101,7 @@ std::vector<Read> Opening::locate() {
     const auto found = find_zip_end(tail_.content.bytes, object_nbytes_, limits_);
     if (const auto* needs = std::get_if<ZipEndNeeds>(&found)) {
       // All that it may ever need, so that it does not ask again.
-      const uint64_t most = object_nbytes_ - std::min(object_nbytes_, kMaxZipEndNbytes);
+      const uint64_t most = object_nbytes_ - std::min(object_nbytes_, kMaxZipTailNbytes);
       return read_from(std::min(needs->offset, most));
     }
     end_ = std::get<ZipEnd>(found);

@@ -33,6 +33,8 @@ inline constexpr uint64_t kMinZipTailNbytes = 64 << 10;
 // The longest end of an archive that it looks at: the end record with the longest comment, the
 // ZIP64 locator and the ZIP64 end record before it.
 inline constexpr uint64_t kMaxZipEndNbytes = 22 + 65535 + 20 + 56;
+// The longest tail that it ever asks for: the ZIP64 end record may hold 64 KiB of further data.
+inline constexpr uint64_t kMaxZipTailNbytes = kMaxZipEndNbytes + (64 << 10);
 
 // Where the directory lies.
 struct ZipEnd {

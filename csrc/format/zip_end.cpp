@@ -24,7 +24,7 @@ constexpr uint64_t kZip64EndNbytes = 56;
 constexpr uint64_t kMinCentralNbytes = 46;
 // Of what may follow in the ZIP64 end record (APPNOTE 4.3.14): nobody is known to write any, and
 // it must not make us fetch without end.
-constexpr uint64_t kMaxExtensibleNbytes = 64 << 10;
+constexpr uint64_t kMaxExtensibleNbytes = kMaxZipTailNbytes - kMaxZipEndNbytes;
 constexpr uint64_t kMaxDirectoryNbytes = 256 << 20;
 
 constexpr std::string_view kCorrupt = "the archive is corrupt";

@@ -123,7 +123,7 @@ void bind_npz(py::module_& m) {
       .def("keys",
            [](const ArchiveHandle& handle) {
              py::list keys;
-             for (const std::string& key : npz_keys(*handle.archive)) keys.append(wrap_text(key));
+             for (const std::string& key : handle.archive->keys()) keys.append(wrap_text(key));
              return keys;
            })
       .def("__len__", [](const ArchiveHandle& handle) { return handle.archive->members().size(); })

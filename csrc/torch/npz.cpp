@@ -108,13 +108,6 @@ std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
   return loader.archive();
 }
 
-std::vector<std::string> npz_keys(const NpzArchive& archive) {
-  std::vector<std::string> keys;
-  keys.reserve(archive.members().size());
-  for (size_t i = 0; i < archive.members().size(); ++i) keys.emplace_back(archive.key(i));
-  return keys;
-}
-
 std::vector<NamedArray> read_npz(const std::shared_ptr<const NpzArchive>& archive,
                                  const NpzKeys& keys, const NpzOptions& options) {
   NpzLoader loader(archive, torch_allocator(), make_options(keys, options));

@@ -33,7 +33,6 @@ struct NamedArray {
 // of no member. Members are inflated by at most at::get_num_threads() threads.
 std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
                                            const NpzOptions& options);
-std::vector<std::string> npz_keys(const NpzArchive& archive);
 std::vector<NamedArray> read_npz(const std::shared_ptr<const NpzArchive>& archive,
                                  const NpzKeys& keys, const NpzOptions& options);
 std::vector<NpyHeader> read_npz_headers(const std::shared_ptr<const NpzArchive>& archive,

@@ -78,7 +78,7 @@ std::vector<at::Tensor> load_npz_keys_op(const std::string& url, at::ArrayRef<st
 
 std::vector<std::string> npz_keys_op(const std::string& url) {
   const std::shared_ptr<Client> client = Client::default_client();
-  return npz_keys(*open_npz(client->open(url), single_npz_options(*client)));
+  return open_npz(client->open(url), single_npz_options(*client))->keys();
 }
 
 std::tuple<std::string, std::vector<int64_t>, bool, int64_t> header_op(const std::string& url) {

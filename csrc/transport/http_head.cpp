@@ -92,11 +92,14 @@ HttpHead parse_head(std::string_view text) {
     std::from_chars(status.data(), status.data() + status.size(), head.status);
     head.reason = trim(line.substr(std::min(space + 1 + status.size(), line.size())));
   }
-  for_each_header(text, [&head](std::string_view name, std::string_view value) {
+  bool is_chunked = false;
+  for_each_header(text, [&](std::string_view name, std::string_view value) {
+    is_chunked = is_chunked || equal_ignoring_case(name, "transfer-encoding");
     for (const KnownHeader& known : kKnownHeaders) {
       if (equal_ignoring_case(name, known.name)) head.*known.member = value;
     }
   });
+  if (is_chunked) head.content_length = {};  // RFC 9112, 6.3
   return head;
 }
 

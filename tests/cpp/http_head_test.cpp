@@ -22,6 +22,12 @@ TEST(HttpHead, KnownHeadersAreFoundInAnyCase) {
   EXPECT_EQ(head.location, "");
 }
 
+TEST(HttpHead, LengthOfAChunkedBodyDoesNotCount) {
+  const HttpHead head =
+      parse_head("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nContent-Length: 10\r\n\r\n");
+  EXPECT_EQ(head.content_length, "");
+}
+
 TEST(HttpHead, StrangeStatusLinesAreNoStatus) {
   for (const char* text : {"", "HTTP/1.1", "HTTP/1.1 ", "HTTP/1.1 abc\r\n\r\n", "\r\n"}) {
     EXPECT_EQ(parse_head(text).status, 0) << text;
