@@ -8,21 +8,12 @@
 #include <vector>
 
 #include "base/error.h"
+#include "error_of.h"
 
 namespace torchnpy {
 namespace {
 
 constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
-
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-  } catch (const FormatError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Cursor, ReadsLittleEndianIntegersInOrder) {
   const std::vector<uint8_t> bytes = {1, 2, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0x80};

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "deflated.h"
+#include "error_of.h"
 
 namespace torchnpy {
 namespace {
@@ -30,16 +31,6 @@ Bytes sample(size_t nbytes) {
 }
 
 Bytes from_text(std::string_view text) { return {text.begin(), text.end()}; }
-
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-  } catch (const FormatError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 class DeflateTest : public testing::TestWithParam<Codec> {
  protected:

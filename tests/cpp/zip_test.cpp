@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "error_of.h"
 #include "format/deflate.h"
 #include "zip_bytes.h"
 
@@ -18,16 +19,6 @@ namespace torchnpy {
 namespace {
 
 constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
-
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-  } catch (const FormatError& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 using Found = std::variant<ZipEnd, ZipEndNeeds>;
 
