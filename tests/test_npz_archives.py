@@ -18,7 +18,7 @@ import pytest
 import torch
 from servers.http import Answer, ObjectServer, Request, parse_range
 from support import noise, npy, npz, run_script, zipped
-from zip_bytes import Member, directory_entry, end_record, local_header, stored
+from zip_bytes import Member, end64_bytes, stored
 
 import torchnpy as tnp
 
@@ -268,17 +268,17 @@ GIB = 1 << 30
 HUGE_NBYTES = 4 * GIB + 12_345
 
 
-def write_sparse(path: Path, members: list[tuple[Member, bytes]]) -> None:
-    """Stored members, whose data is a front, zeros (holes of the file) and a back."""
+def write_sparse(path: Path, members: list[tuple[Member, int, bytes]]) -> None:
+    """Stored members, whose data is a front, so many zeros (holes of the file) and a back."""
     with path.open("wb") as file:
         directory = b""
-        for member, back in members:
-            directory += directory_entry(member, file.tell())
-            file.write(local_header(member) + member.data)
-            file.seek(member.nbytes - len(member.data) - len(back), os.SEEK_CUR)
+        for member, hole_nbytes, back in members:
+            directory += member.central_bytes(file.tell())
+            file.write(member.local_bytes())
+            file.seek(hole_nbytes, os.SEEK_CUR)
             file.write(back)
         offset = file.tell()
-        file.write(directory + end_record(len(members), len(directory), offset))
+        file.write(directory + end64_bytes(len(members), len(directory), offset))
 
 
 SMALL = noise(1000, seed=5)
@@ -293,9 +293,10 @@ def huge_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117).encode() + b"\n"
     # Nobody asks for its checksum, which takes seconds to find out.
     nbytes = len(header) + HUGE_NBYTES
-    huge = Member(header, nbytes, 0, compressed_nbytes=nbytes, name="huge.npy")
-    before, after = (stored(npy(SMALL), name=f"{name}.npy") for name in ("before", "after"))
-    write_sparse(path, [(before, b""), (huge, BACK), (after, b"")])
+    huge = stored(header, "huge.npy", nbytes=nbytes, compressed_nbytes=nbytes, crc32=0)
+    before, after = (stored(npy(SMALL), f"{name}.npy") for name in ("before", "after"))
+    hole_nbytes = HUGE_NBYTES - len(BACK)
+    write_sparse(path, [(before, 0, b""), (huge, hole_nbytes, BACK), (after, 0, b"")])
     assert path.stat().st_size > HUGE_NBYTES
     assert path.stat().st_blocks * 512 < 1 << 20
     yield path

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from npy_bytes import header_text, npy_bytes, saved
-from npz_bytes import (
+from zip_bytes import (
     DEFLATED,
     ONES_16,
     ONES_32,
     Member,
-    deflated,
+    deflate,
     end_bytes,
     extra_field,
     zip64_extra,
@@ -272,13 +272,13 @@ BAD = [
     ),
     Bad(
         "70-garbage-after-the-stream",
-        x(method=DEFLATED, compressed=deflated(TEXT) + b"junk"),
+        x(method=DEFLATED, compressed=deflate(TEXT) + b"junk"),
         "expected the compressed data to end at byte 7 but found 4 more bytes; the data is corrupt",
         "x",
     ),
     Bad(
         "70-cut-stream",
-        x(method=DEFLATED, compressed=deflated(TEXT)[:-2]),
+        x(method=DEFLATED, compressed=deflate(TEXT)[:-2]),
         "expected 5 bytes of inflated data but found 4 before the compressed data ended, at byte 5 "
         "of it; the data is truncated",
         "x",

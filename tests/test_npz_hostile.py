@@ -12,14 +12,14 @@ import pytest
 from npy_bytes import header_text, npy_bytes
 from support import noise, npy, run_script
 from zip_bytes import (
+    DEFLATED,
+    STORED,
     Member,
     archive,
     deflated,
-    directory_entry,
-    end_record,
+    end64_bytes,
     entries,
     honest,
-    local_header,
     stored,
     with_directory,
 )
@@ -32,44 +32,49 @@ GIB = 1 << 30
 def overlapping_bomb() -> bytes:
     """Many entries for one member: each is within every ratio, their sum is not."""
     kernel = deflated(bytes(1 << 20))
-    body = local_header(kernel) + kernel.data
-    directory = b"".join(
-        directory_entry(replace(kernel, name=f"m{i:05}"), 0) for i in range(50_000)
-    )
-    return body + directory + end_record(50_000, len(directory), len(body))
+    body = kernel.local_bytes()
+    directory = b"".join(replace(kernel, name=f"m{i:05}").central_bytes(0) for i in range(50_000))
+    return body + directory + end64_bytes(50_000, len(directory), len(body))
 
 
 def nested_bomb() -> bytes:
     """Quoted local headers: each member begins inside of the one before."""
     kernel = deflated(bytes(1 << 20), compressed_nbytes=0)
-    headers = [local_header(replace(kernel, name=f"m{i:03}")) for i in range(100)]
+    members = [replace(kernel, name=f"m{i:03}") for i in range(100)]
+    headers = [member.local_header() for member in members]
     body, directory = b"", b""
-    total = sum(map(len, headers)) + len(kernel.data)
-    for i, header in enumerate(headers):
+    total = sum(map(len, headers)) + len(kernel.packed)
+    for member, header in zip(members, headers, strict=True):
         reach = total - len(body) - len(header)
-        entry = replace(kernel, name=f"m{i:03}", compressed_nbytes=reach)
-        directory += directory_entry(entry, len(body))
+        directory += member.saying(compressed_nbytes=reach).central_bytes(len(body))
         body += header
-    body += kernel.data
-    return body + directory + end_record(len(headers), len(directory), len(body))
+    body += kernel.packed
+    return body + directory + end64_bytes(len(headers), len(directory), len(body))
 
 
 SHAPE_OF_A_TIB = npy_bytes(header_text("'<f4'", shape="(262144, 1048576)"), bytes(48))
 TEN = b"0123456789"
+
+
+def ten(nbytes: int, method: int = DEFLATED, name: str = "x.npy") -> Member:
+    """Ten bytes that are said to be so many when they are inflated."""
+    return Member(name, method=method, compressed=TEN, fields={"nbytes": nbytes}, zip64=True)
+
+
 MANY = 1_000_000
 EXPANSION = r"\[x\.npy\].*1032.*limit|\[x\.npy\].*limit.*1032"
 
 # What is refused, and the message that says so.
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "deflated: 4 GiB over 10 bytes": (lambda: archive(Member(TEN, 4 * GIB)), EXPANSION),
-    "deflated: 2^63 bytes over 10": (lambda: archive(Member(TEN, 1 << 63)), "total|limit"),
-    "deflated: all ones": (lambda: archive(Member(TEN, 2**64 - 1)), "total|limit"),
+    "deflated: 4 GiB over 10 bytes": (lambda: archive(ten(4 * GIB)), EXPANSION),
+    "deflated: 2^63 bytes over 10": (lambda: archive(ten(1 << 63)), "total|limit"),
+    "deflated: all ones": (lambda: archive(ten(2**64 - 1)), "total|limit"),
     "deflated: sizes that wrap": (
-        lambda: archive(*(Member(TEN, 1 << 62, name=f"m{i}") for i in range(4))),
+        lambda: archive(*(ten(1 << 62, name=f"m{i}") for i in range(4))),
         "total|limit",
     ),
     "stored: 4 GiB over 10 bytes": (
-        lambda: archive(Member(TEN, 4 * GIB, 0)),
+        lambda: archive(ten(4 * GIB, STORED)),
         r"\[x\.npy\]: expected .*found",
     ),
     "stored: beyond the archive": (
@@ -127,11 +132,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"expected .*found",
     ),
     "a directory of 4 GiB": (
-        lambda: entries(10) + end_record(10, 4 * GIB, 0),
+        lambda: entries(10) + end64_bytes(10, 4 * GIB, 0),
         r"expected .*found",
     ),
     "a directory far away": (
-        lambda: entries(10) + end_record(10, len(entries(10)), 2**64 - 100),
+        lambda: entries(10) + end64_bytes(10, len(entries(10)), 2**64 - 100),
         r"expected .*found",
     ),
 }
@@ -205,7 +210,7 @@ def test_a_bomb_within_the_ratio_is_refused_by_the_callers_limits(tmp_path: Path
 
 def test_what_expands_as_far_as_deflate_can_is_read() -> None:
     member = deflated(npy(np.zeros(4 << 20, np.uint8)))
-    assert len(member.data) < (4 << 20) / 1000
+    assert len(member.packed) < (4 << 20) / 1000
     assert not tnp.load_npz(archive(member))["x"].any()
 
 
@@ -213,7 +218,7 @@ def test_what_expands_as_far_as_deflate_can_is_read() -> None:
 def test_the_ratio_of_a_short_member_is_not_too_strict(nbytes: int) -> None:
     member = deflated(npy(np.zeros(nbytes, np.uint8)))
     assert tnp.load_npz(archive(member))["x"].shape == (nbytes,)
-    empty = replace(deflated(b""), name="empty")
+    empty = deflated(b"", "empty")
     assert tnp.load_npz(archive(empty))["empty"].shape == (0,)
 
 
@@ -234,6 +239,6 @@ def test_the_callers_limit_admits_what_the_default_refuses() -> None:
 def test_the_archives_of_this_file_are_right_where_they_do_not_lie() -> None:
     """Else they would be refused for another reason."""
     array = noise(100)
-    loaded = tnp.load_npz(archive(deflated(npy(array)), replace(stored(b"text"), name="text")))
+    loaded = tnp.load_npz(archive(deflated(npy(array)), stored(b"text", "text")))
     assert bytes(loaded["x"].tolist()) == array.tobytes()
     assert bytes(loaded["text"].tolist()) == b"text"

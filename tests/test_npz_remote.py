@@ -15,7 +15,7 @@ from servers.http import Answer, Fault, ObjectServer, Request, cut, edit, parse_
 from servers.moto import MotoServer
 from servers.s3 import S3Server
 from support import noise, npy, npz, run_script, start_script, zipped
-from zip_bytes import end_record, entries
+from zip_bytes import end64_bytes, entries
 
 import torchnpy as tnp
 
@@ -386,7 +386,7 @@ def test_a_corrupt_member_is_named_and_the_others_are_read(server: ObjectServer)
 @pytest.mark.parametrize("says", [MANY, 10, 499_999])
 def test_a_directory_of_a_million_entries_is_refused(server: ObjectServer, says: int) -> None:
     directory = entries(MANY)
-    data = directory + end_record(says, len(directory), 0)
+    data = directory + end64_bytes(says, len(directory), 0)
     url = server.put("/x.npz", data)
     with pytest.raises(tnp.FormatError, match=r"/x\.npz: .*expected .*found|limit"):
         tnp.open_npz(url)

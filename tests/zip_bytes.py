@@ -1,93 +1,293 @@
-"""ZIP archives, member by member: their headers say what they are told to say."""
+"""Bytes of ZIP archives, good and bad: each field is as the test says, or follows from the data."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+STORED = 0
+DEFLATED = 8
+ONES_16 = 0xFFFF
+ONES_32 = 0xFFFFFFFF
+JANUARY_1980 = 0x21 << 16  # the first day that there is
+NUMBERED = b"m%07d"  # names of many members
 
-@dataclass
-class Member:
-    """What the directory and the local header say, whatever `data` is."""
+# Field: its format, in the order of the file.
+LOCAL = {
+    "signature": "4s",
+    "version": "H",
+    "flags": "H",
+    "method": "H",
+    "datetime": "I",
+    "crc32": "I",
+    "compressed_nbytes": "I",
+    "nbytes": "I",
+    "name_nbytes": "H",
+    "extra_nbytes": "H",
+}
+CENTRAL = {
+    "signature": "4s",
+    "writer_version": "H",
+    "version": "H",
+    "flags": "H",
+    "method": "H",
+    "datetime": "I",
+    "crc32": "I",
+    "compressed_nbytes": "I",
+    "nbytes": "I",
+    "name_nbytes": "H",
+    "extra_nbytes": "H",
+    "comment_nbytes": "H",
+    "disk": "H",
+    "attributes": "H",
+    "more_attributes": "I",
+    "local_offset": "I",
+}
+END = {
+    "signature": "4s",
+    "disk": "H",
+    "directory_disk": "H",
+    "disk_member_count": "H",
+    "member_count": "H",
+    "directory_nbytes": "I",
+    "directory_offset": "I",
+    "comment_nbytes": "H",
+}
+END_64 = {
+    "signature": "4s",
+    "record_nbytes": "Q",
+    "writer_version": "H",
+    "version": "H",
+    "disk": "I",
+    "directory_disk": "I",
+    "disk_member_count": "Q",
+    "member_count": "Q",
+    "directory_nbytes": "Q",
+    "directory_offset": "Q",
+}
+LOCATOR_64 = {"signature": "4s", "disk": "I", "record_offset": "Q", "disk_count": "I"}
 
-    data: bytes
-    nbytes: int
-    method: int = 8
-    compressed_nbytes: int = -1  # as it is
-    crc32: int = 0
-    name: str = "x.npy"
+ALL_ONES = {
+    "disk_member_count": ONES_16,
+    "member_count": ONES_16,
+    "directory_nbytes": ONES_32,
+    "directory_offset": ONES_32,
+}
+ALL_ONES_SIZES = {"compressed_nbytes": ONES_32, "nbytes": ONES_32}
 
 
-def deflated(data: bytes, **says: Any) -> Member:
+def layout_format(layout: Mapping[str, str]) -> str:
+    return "<" + "".join(layout.values())
+
+
+def pack(layout: Mapping[str, str], *values: Mapping[str, Any]) -> bytes:
+    """Later values override earlier ones; what is in none is 0."""
+    merged: dict[str, Any] = {}
+    for some in values:
+        merged |= some
+    assert merged.keys() <= layout.keys(), merged.keys() - layout.keys()
+    return struct.pack(layout_format(layout), *(merged.get(name, 0) for name in layout))
+
+
+def extra_field(identifier: int, data: bytes) -> bytes:
+    return struct.pack("<HH", identifier, len(data)) + data
+
+
+def zip64_extra(*values: int) -> bytes:
+    return extra_field(1, struct.pack(f"<{len(values)}Q", *values))
+
+
+def deflate(data: bytes) -> bytes:
     compressor = zlib.compressobj(9, wbits=-15)
-    packed = compressor.compress(data) + compressor.flush()
-    return replace(Member(packed, len(data), crc32=zlib.crc32(data)), **says)
+    return compressor.compress(data) + compressor.flush()
 
 
-def stored(data: bytes, **says: Any) -> Member:
-    return replace(Member(data, len(data), 0, crc32=zlib.crc32(data)), **says)
+def encoded(name: str | bytes) -> bytes:
+    return name.encode() if isinstance(name, str) else name
 
 
-def local_header(member: Member) -> bytes:
-    """With ZIP64's sizes."""
-    name = member.name.encode()
-    sizes = struct.pack("<HHQQ", 1, 16, member.nbytes, _compressed_nbytes(member))
-    fields = (45, 0, member.method, 0, 0x21, member.crc32, 0xFFFFFFFF, 0xFFFFFFFF)
-    fixed = struct.pack("<4s5H3I2H", b"PK\x03\x04", *fields, len(name), len(sizes))
-    return fixed + name + sizes
+@dataclass(frozen=True)
+class Member:
+    name: str | bytes
+    data: bytes = b""
+    method: int = STORED
+    compressed: bytes | None = None  # overrides what the data gives by the method
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of both headers
+    local: Mapping[str, Any] = field(default_factory=dict)  # of the local header only
+    central: Mapping[str, Any] = field(default_factory=dict)  # of the directory's entry only
+    local_name: str | bytes | None = None  # overrides the name
+    local_extra: bytes = b""
+    extra: bytes = b""
+    comment: bytes = b""
+    descriptor: bytes = b""  # after the data
+    zip64: bool = False  # sizes and offset are in an extra field, and so may be of 64 bits
+
+    @property
+    def packed(self) -> bytes:
+        if self.compressed is not None:
+            return self.compressed
+        return deflate(self.data) if self.method == DEFLATED else self.data
+
+    def saying(self, **fields: Any) -> Member:
+        """With these fields in both headers."""
+        return replace(self, fields={**self.fields, **fields})
+
+    def _common(self, packed: bytes) -> dict[str, Any]:
+        return {
+            "version": 45,
+            "method": self.method,
+            "datetime": JANUARY_1980,
+            "crc32": zlib.crc32(self.data),
+            "compressed_nbytes": len(packed),
+            "nbytes": len(self.data),
+            **self.fields,
+        }
+
+    def _local_header(self, packed: bytes) -> bytes:
+        name = encoded(self.name if self.local_name is None else self.local_name)
+        common = self._common(packed)
+        extra = self.local_extra
+        if self.zip64:
+            extra = zip64_extra(common["nbytes"], common["compressed_nbytes"]) + extra
+            common |= ALL_ONES_SIZES
+        own = {
+            "signature": b"PK\3\4",
+            "name_nbytes": len(name),
+            "extra_nbytes": len(extra),
+        }
+        return pack(LOCAL, common, own, self.local) + name + extra
+
+    def local_header(self) -> bytes:
+        return self._local_header(self.packed)
+
+    def local_bytes(self) -> bytes:
+        """The local header and what follows it."""
+        packed = self.packed
+        return self._local_header(packed) + packed + self.descriptor
+
+    def central_bytes(self, local_offset: int) -> bytes:
+        """The directory's entry."""
+        name = encoded(self.name)
+        common = self._common(self.packed)
+        extra = self.extra
+        if self.zip64:
+            sizes = common["nbytes"], common["compressed_nbytes"]
+            extra = zip64_extra(*sizes, local_offset) + extra
+            common |= ALL_ONES_SIZES
+        own = {
+            "signature": b"PK\1\2",
+            "writer_version": 45,
+            "name_nbytes": len(name),
+            "extra_nbytes": len(extra),
+            "comment_nbytes": len(self.comment),
+            "local_offset": ONES_32 if self.zip64 else local_offset,
+        }
+        return pack(CENTRAL, common, own, self.central) + name + extra + self.comment
 
 
-def directory_entry(member: Member, offset: int) -> bytes:
-    """With all of ZIP64."""
-    name = member.name.encode()
-    sizes = struct.pack("<HHQQQ", 1, 24, member.nbytes, _compressed_nbytes(member), offset)
-    fields = (45, 45, 0, member.method, 0, 0x21, member.crc32, 0xFFFFFFFF, 0xFFFFFFFF)
-    rest = (len(name), len(sizes), 0, 0, 0, 0, 0xFFFFFFFF)
-    return struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *fields, *rest) + name + sizes
+def stored(data: bytes, name: str = "x.npy", **says: Any) -> Member:
+    """With ZIP64's extra fields; its headers say what they are told to say."""
+    return Member(name, data, fields=says, zip64=True)
 
 
-def _compressed_nbytes(member: Member) -> int:
-    return len(member.data) if member.compressed_nbytes < 0 else member.compressed_nbytes
+def deflated(data: bytes, name: str = "x.npy", **says: Any) -> Member:
+    """The same, compressed once however often its headers are asked for."""
+    fields = {"nbytes": len(data), "crc32": zlib.crc32(data), **says}
+    return Member(name, method=DEFLATED, compressed=deflate(data), fields=fields, zip64=True)
 
 
-def end_record(count: int, directory_nbytes: int, directory_offset: int) -> bytes:
-    """With all of ZIP64."""
-    end = directory_offset + directory_nbytes
-    numbers = struct.pack("<4Q", count, count, directory_nbytes, directory_offset)
-    zip64 = struct.pack("<4sQ2H2I", b"PK\x06\x06", 44, 45, 45, 0, 0) + numbers
-    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end % 2**64, 1)
-    ones = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
-    return zip64 + locator + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, *ones, 0)
+def end_bytes(comment: bytes = b"", **fields: Any) -> bytes:
+    own = {"signature": b"PK\5\6", "comment_nbytes": len(comment)}
+    return pack(END, own, fields) + comment
+
+
+def end_place(count: int, directory_nbytes: int, directory_offset: int) -> dict[str, int]:
+    """What an end record says of the directory."""
+    return {
+        "disk_member_count": count,
+        "member_count": count,
+        "directory_nbytes": directory_nbytes,
+        "directory_offset": directory_offset,
+    }
+
+
+def end64_bytes(
+    count: int,
+    directory_nbytes: int,
+    directory_offset: int,
+    *,
+    comment: bytes = b"",
+    end: Mapping[str, Any] | None = None,
+    end64: Mapping[str, Any] | None = None,
+    locator: Mapping[str, Any] | None = None,
+) -> bytes:
+    """ZIP64's two records and the end record, which are to follow the directory."""
+    own = {"signature": b"PK\6\6", "record_nbytes": 44, "writer_version": 45, "version": 45}
+    place = end_place(count, directory_nbytes, directory_offset)
+    record_offset = (directory_offset + directory_nbytes) % 2**64
+    own_locator = {"signature": b"PK\6\7", "record_offset": record_offset, "disk_count": 1}
+    return (
+        pack(END_64, own, place, end64 or {})
+        + pack(LOCATOR_64, own_locator, locator or {})
+        + end_bytes(comment, **{**ALL_ONES, **(end or {})})
+    )
+
+
+def zip_bytes(
+    members: Iterable[Member],
+    *,
+    comment: bytes = b"",
+    end: Mapping[str, Any] | None = None,
+    end64: Mapping[str, Any] | None = None,
+    locator: Mapping[str, Any] | None = None,
+) -> bytes:
+    """An archive; `end`, `end64` and `locator` override fields of these records.
+
+    With `end64`, which may be empty, it has the ZIP64 records.
+    """
+    body = b""
+    listed = []
+    for member in members:
+        listed.append(member.central_bytes(len(body)))
+        body += member.local_bytes()
+    directory = b"".join(listed)
+    place = len(listed), len(directory), len(body)
+    if end64 is None:
+        last = end_bytes(comment, **{**end_place(*place), **(end or {})})
+    else:
+        last = end64_bytes(*place, comment=comment, end=end, end64=end64, locator=locator)
+    return body + directory + last
 
 
 def archive(*members: Member) -> bytes:
-    body, directory = b"", b""
-    for member in members:
-        directory += directory_entry(member, len(body))
-        body += local_header(member) + member.data
-    return body + directory + end_record(len(members), len(directory), len(body))
+    """With the ZIP64 records."""
+    return zip_bytes(members, end64={})
 
 
 def with_directory(directory: bytes, count: int) -> bytes:
-    return directory + end_record(count, len(directory), 0)
+    """An archive of nothing but a directory, which is said to have so many entries."""
+    return directory + end64_bytes(count, len(directory), 0)
 
 
-def entries(count: int, first: int = 0) -> bytes:
-    """Of empty members, `m0000000` and so on, whose local headers would follow one another."""
-    name = b"m%07d"
-    empty = struct.pack("<4s6H3I5H", b"PK\x01\x02", 20, 20, 0, 0, 0, 0x21, 0, 0, 0, 8, 0, 0, 0, 0)
-    attributes = bytes(4)
-    return b"".join(
-        empty + attributes + struct.pack("<I", 38 * i) + name % i
-        for i in range(first, first + count)
-    )
+def entries(count: int) -> bytes:
+    """Of empty members, `m0000000` and so on, whose local headers would follow one another.
+
+    Built from the first one, of which all but the offset and the name is the same in a million.
+    """
+    first = Member(NUMBERED % 0)
+    local_nbytes = len(first.local_bytes())
+    # The offset is the last field before the name.
+    start = first.central_bytes(0)[: struct.calcsize(layout_format(CENTRAL)) - 4]
+    offset = struct.Struct("<I").pack
+    return b"".join(start + offset(local_nbytes * i) + NUMBERED % i for i in range(count))
 
 
 def honest(count: int) -> bytes:
     """An archive of so many empty members."""
-    start = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 0x21, 0, 0, 0, 8, 0)
-    body = b"".join(start + b"m%07d" % i for i in range(count))
+    start = Member(NUMBERED % 0).local_bytes()[: struct.calcsize(layout_format(LOCAL))]
+    body = b"".join(start + NUMBERED % i for i in range(count))
     directory = entries(count)
-    return body + directory + end_record(count, len(directory), len(body))
+    return body + directory + end64_bytes(count, len(directory), len(body))
