@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import struct
 import textwrap
 import threading
@@ -318,6 +319,10 @@ def test_closing_while_others_read_gives_values_or_a_value_error(shared: tnp.Npz
         assert all(result.result() for result in results)
 
 
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""),
+    reason="a fork inherits AddressSanitizer's own locks, held by the parent's threads",
+)
 @pytest.mark.parametrize("deflate", [False, True], ids=["stored", "deflated"])
 def test_a_child_forked_while_threads_read_reads_too(tmp_path: Path, deflate: bool) -> None:
     arrays = {f"m{i}": noise(1000, 100, seed=i) for i in range(8)}
