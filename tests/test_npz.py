@@ -564,3 +564,32 @@ def test_too_much_expansion_is_refused_when_the_member_is_asked_for(
             ask()
         assert "limit" in str(caught.value)
     assert equal(open_(data)["zeros"], np.zeros(100_000))
+
+
+@pytest.mark.parametrize("name", ["\udc80", 5, b"a", None])
+def test_what_is_no_name_is_a_key_error_and_is_not_in_the_archive(name: Any) -> None:
+    archive = tnp.load_npz(npz(a=np.arange(3)))
+    assert name not in archive
+    for call in (archive.__getitem__, archive.header, lambda one: archive.read([one])):
+        with pytest.raises(KeyError, match="expected the name of a member but found"):
+            call(name)
+
+
+@pytest.mark.parametrize("limits", [{}, (1, 2, 3), 5])
+def test_what_are_no_limits_are_a_type_error(limits: Any) -> None:
+    for call in (tnp.load_npz, tnp.open_npz, tnp.load):
+        with pytest.raises(TypeError, match="limits: expected NpzLimits or None but found"):
+            call(npz(a=np.arange(3)), limits=limits)
+
+
+def test_names_in_messages_are_short_and_hold_no_control_characters() -> None:
+    name = "\x1b[31m\n\x9b" + "x" * 60_000
+    archive = tnp.load_npz(zipped({f"{name}.npy": b"no array"}))
+    assert archive.files == [name]
+    for call in (lambda: archive[name], lambda: archive["absent"]):
+        with pytest.raises((tnp.FormatError, KeyError)) as caught:
+            call()
+        assert len(str(caught.value)) < 400
+        assert r"\x1b[31m\x0a\x9b" in str(caught.value).replace("\\\\", "\\")
+    assert len(repr(archive)) < 400
+    assert "\x1b" not in repr(archive)
