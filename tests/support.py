@@ -67,6 +67,20 @@ def zipped(
     return buffer.getvalue()
 
 
+class Pipe(io.RawIOBase):
+    """Takes bytes and cannot seek."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.data += data
+        return len(data)
+
+
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Values that no two tests share by accident."""
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from servers.http import Answer, ObjectServer, Request, parse_range
-from support import noise, npy, npz, run_script, zipped
+from support import Pipe, noise, npy, npz, run_script, zipped
 from zip_bytes import Member, end64_bytes, stored
 
 import torchnpy as tnp
@@ -158,20 +158,6 @@ def test_what_7zip_can_and_we_cannot_is_refused_by_name(
     assert archive.files == ["sub/b"]
     with pytest.raises(tnp.UnsupportedError, match=rf"x\.npz\[sub/b\.npy\].*{what}"):
         archive["sub/b"]
-
-
-class Pipe(io.RawIOBase):
-    """Takes bytes and cannot seek."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self.data += data
-        return len(data)
 
 
 @pytest.mark.parametrize("deflate", [False, True], ids=["stored", "deflated"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from support import noise, npy, npz, zipped
+from support import Pipe, noise, npy, npz, zipped
 from test_npy_properties import arrays, assert_same, relaxed
 
 import torchnpy as tnp
@@ -96,17 +96,6 @@ MEMBERS = {
 
 def streamed(deflate: bool) -> bytes:
     """Written to what cannot seek: sizes follow the data."""
-
-    class Pipe(io.RawIOBase):
-        def __init__(self) -> None:
-            self.data = bytearray()
-
-        def writable(self) -> bool:
-            return True
-
-        def write(self, data: bytes) -> int:  # type: ignore[override]
-            self.data += data
-            return len(data)
 
     pipe = Pipe()
     method = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED

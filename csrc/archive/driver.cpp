@@ -131,6 +131,11 @@ class Run : public std::enable_shared_from_this<Run> {
     finish();
   }
 
+  // A read or a piece of work has ended. The last one goes on with the task.
+  void end_one(Task& task) {
+    if (task.outstanding.fetch_sub(1) == 1) advance(task);
+  }
+
   void fail(Task& task, std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
     if (task.error) return;  // what fails after a change does not count: the task begins again
@@ -252,13 +257,6 @@ class Run : public std::enable_shared_from_this<Run> {
     return true;
   }
 
- public:
-  // A read or a piece of work has ended. The last one goes on with the task.
-  void end_one(Task& task) {
-    if (task.outstanding.fetch_sub(1) == 1) advance(task);
-  }
-
- private:
   // False when the task has failed. It begins again, once, when its object has changed.
   bool may_go_on(Task& task) {
     {

@@ -10,6 +10,7 @@
 
 #include "archive/npz_member.h"
 #include "archive/npz_opening.h"
+#include "archive/parts.h"
 #include "base/error.h"
 #include "format/text.h"
 
@@ -67,9 +68,8 @@ std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t fr
     is_joined[gap] = true;
   }
   std::vector<size_t> ends;
-  uint64_t begin = 0;
   for (size_t i = 0; i < stretches.size(); ++i) {
-    if (ends.empty() ? i == 0 : ends.back() == i) begin = stretches[i].begin;
+    const uint64_t begin = stretches[ends.empty() ? 0 : ends.back()].begin;
     const bool goes_on = is_joined[i] && stretches[i + 1].end - begin <= max_nbytes;
     if (!goes_on) ends.push_back(i + 1);
   }
@@ -172,10 +172,8 @@ struct NpzLoader::State {
       const Stretch* const stretch = current();
       if (stretch == nullptr) return;
       const MemberRead& read = state_.members[stretch->place];
-      name_errors(read.zip(), [&] {
-        throw FormatError(fmt::format("expected {} more bytes at byte {} but the object ends there",
-                                      stretch->end - read.next_offset(), read.next_offset()));
-      });
+      name_errors(read.zip(),
+                  [&] { throw_cut_short(stretch->end - read.next_offset(), read.next_offset()); });
     }
 
    private:

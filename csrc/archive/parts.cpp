@@ -13,6 +13,11 @@ MutableBytes Destination::room(uint64_t offset, size_t want) const {
   return memory.bytes.subspan(offset - begin, std::min<uint64_t>(want, end - offset));
 }
 
+void throw_cut_short(uint64_t nbytes, uint64_t offset) {
+  throw FormatError(
+      fmt::format("expected {} more bytes at byte {} but the object ends there", nbytes, offset));
+}
+
 class Parts::PartSink final : public Sink {
  public:
   PartSink(const Destination& destination, uint64_t begin, uint64_t end)
@@ -48,8 +53,7 @@ std::vector<Read> Parts::plan(const Destination& destination, uint64_t begin, ui
 void Parts::check() const {
   for (const auto& sink : sinks_) {
     if (sink->missing_nbytes() == 0) continue;
-    throw FormatError(fmt::format("expected {} more bytes at byte {} but the object ends there",
-                                  sink->missing_nbytes(), sink->end() - sink->missing_nbytes()));
+    throw_cut_short(sink->missing_nbytes(), sink->end() - sink->missing_nbytes());
   }
 }
 

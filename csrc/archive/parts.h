@@ -21,6 +21,9 @@ struct Destination {
   MutableBytes room(uint64_t offset, size_t want) const;
 };
 
+// Throws FormatError: `nbytes` from `offset` on should have come.
+[[noreturn]] void throw_cut_short(uint64_t nbytes, uint64_t offset);
+
 // The parts of a destination. It must outlive the reads.
 class Parts {
  public:
