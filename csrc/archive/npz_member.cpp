@@ -19,10 +19,6 @@ constexpr uint64_t kLikelyExtraNbytes = 96;
 constexpr uint64_t kHeaderReadNbytes = 4 << 10;
 constexpr uint64_t kLongHeaderReadNbytes = 2 * kMaxHeaderNbytes;
 
-bool begins_as_npy(ByteView bytes) {
-  return as_text(bytes.first(std::min<size_t>(bytes.size(), 6))) == "\x93NUMPY";
-}
-
 }  // namespace
 
 MemberRead::MemberRead(const NpzArchive& archive, size_t member, Allocator& allocator,

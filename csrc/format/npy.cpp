@@ -309,6 +309,8 @@ void check_loadable(const Dtype& dtype, const std::string& path) {
 
 }  // namespace
 
+bool begins_as_npy(ByteView bytes) { return as_text(bytes).starts_with(kMagic); }
+
 std::optional<uint64_t> find_npy_data_offset(ByteView prefix) {
   check_magic(as_text(prefix));
   if (prefix.size() < kLengthOffset) return std::nullopt;

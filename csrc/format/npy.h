@@ -79,6 +79,9 @@ inline constexpr uint64_t kMaxHeaderChars = 10000;  // numpy's max_header_size
 inline constexpr uint64_t kMaxHeaderNbytes = 4 * kMaxHeaderChars;
 inline constexpr size_t kMaxDims = 64;  // numpy's NPY_MAXDIMS, and torch's
 
+// Whether `bytes` begin with the magic of the format.
+bool begins_as_npy(ByteView bytes);
+
 // Where the data starts, once `prefix` is long enough to tell (10 bytes for version 1.0,
 // 12 for the others); empty while it is not. At most 12 + kMaxHeaderNbytes. Throws FormatError
 // for a wrong magic, an unknown version or too long a header, as soon as the bytes show it.

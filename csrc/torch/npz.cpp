@@ -91,8 +91,6 @@ bool begins_as(std::shared_ptr<Source> source, bool (*matches)(ByteView)) {
   return false;
 }
 
-bool begins_as_npy(ByteView bytes) { return as_text(bytes).starts_with("\x93NUMPY"); }
-
 }  // namespace
 
 bool begins_as_zip(ByteView bytes) {
