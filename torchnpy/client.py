@@ -42,12 +42,19 @@ class Client:
             request; "" for none.
         max_in_flight: Requests start while fewer than this many are in flight in the process.
         io_threads: I/O threads that the requests are spread over; the process's threads are shared.
-        part_nbytes: Large objects are read in parts of this many bytes.
+        part_nbytes: Large objects are read in parts of this many bytes at most.
+        coalesce_nbytes: Ranges of one object with gaps of at most so many bytes between them share
+            a request. Default: while gaps make up at most 5 % of the bytes wanted (and 64 KiB).
+        http2: Use HTTP/2 where the server offers it over TLS. One connection then carries many
+            requests, which costs throughput on most object stores.
+        hedge: Send a second request when an answer is later than 95 % of those before, for at most
+            5 % more requests; the first answer counts.
         connect_timeout_s: Seconds to connect.
         stall_timeout_s: Seconds without a byte after which an attempt is given up.
         deadline_s: Seconds for one read with all its attempts. Default: none.
         retries: Attempts for one read in all.
         retry_timeout_s: Seconds after which no new attempt is made.
+        checksums: Ask S3 for the checksums that it keeps of whole objects and compare them.
 
     Raises:
         ValueError: An option is wrong; the message names it and what is allowed.
@@ -69,11 +76,15 @@ class Client:
         max_in_flight: int = 64,
         io_threads: int = 2,
         part_nbytes: int = 8 << 20,
+        coalesce_nbytes: int | None = None,
+        http2: bool = False,
+        hedge: bool = False,
         connect_timeout_s: float = 5,
         stall_timeout_s: float = 30,
         deadline_s: float | None = None,
         retries: int = 10,
         retry_timeout_s: float = 180,
+        checksums: bool = False,
     ) -> None:
         if addressing not in ("auto", "path", "virtual"):
             raise ValueError(
@@ -97,11 +108,15 @@ class Client:
             "max_in_flight": max_in_flight,
             "io_threads": io_threads,
             "part_nbytes": part_nbytes,
+            "coalesce_nbytes": coalesce_nbytes,
+            "http2": http2,
+            "hedge": hedge,
             "connect_timeout_s": connect_timeout_s,
             "stall_timeout_s": stall_timeout_s,
             "deadline_s": deadline_s,
             "retries": retries,
             "retry_timeout_s": retry_timeout_s,
+            "checksums": checksums,
         }
         native = {name: value for name, value in self._options.items() if value is not None}
         native["addressing"] = getattr(_C.Addressing, addressing)

@@ -131,6 +131,10 @@ std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   set("max_in_flight", options.max_in_flight);
   set("io_threads", options.io_threads);
   set("part_nbytes", options.part_nbytes);
+  set("coalesce_nbytes", options.coalesce_nbytes);
+  set("http2", options.http2);
+  set("hedge", options.hedge);
+  set("checksums", options.checksums);
   set("connect_timeout_s", options.connect_timeout_s);
   set("stall_timeout_s", options.stall_timeout_s);
   set("deadline_s", options.deadline_s);

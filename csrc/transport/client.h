@@ -15,6 +15,16 @@ namespace torchnpy {
 
 enum class Addressing { kAuto, kPath, kVirtual };
 
+class CredentialsProvider;
+
+// Where objects that were read are kept: in memory, on a disk, or both.
+struct CacheOptions {
+  uint64_t ram_nbytes = 0;   // 0: not in memory
+  std::string dir;           // "": not on a disk
+  uint64_t disk_nbytes = 0;  // with `dir`
+  double fresh_s = 0;        // for so long after a check the store is not asked again
+};
+
 // What the user passed. Holds no resolved credentials.
 struct ClientOptions {
   std::optional<std::string>
@@ -23,6 +33,8 @@ struct ClientOptions {
   std::optional<std::string> profile;  // else AWS_PROFILE, "default"
   Addressing addressing = Addressing::kAuto;
   bool anonymous = false;  // S3 requests are not signed
+  // The only place to take credentials from, where given; asked again when they expire.
+  std::shared_ptr<CredentialsProvider> credentials;
   std::vector<std::pair<std::string, std::string>>
       headers;  // sent with each request to the first host
   bool requester_pays = false;
@@ -33,7 +45,13 @@ struct ClientOptions {
   // The client's requests start while fewer than this many of the process are in flight.
   int max_in_flight = 64;
   int io_threads = 2;  // how many of the process's I/O threads the client's requests use
-  uint64_t part_nbytes = 8 << 20;
+  uint64_t part_nbytes = 8 << 20;  // of a part of a large object, at most
+  // Ranges with gaps of no more bytes between them share a request; else docs/transport.md's rule.
+  std::optional<uint64_t> coalesce_nbytes;
+  bool http2 = false;      // where the server has it, by TLS's ALPN
+  bool hedge = false;      // a second request when an answer is later than 95 % of them
+  bool checksums = false;  // ask for the store's checksums and compare them
+  std::optional<CacheOptions> cache;
   double connect_timeout_s = 5;
   double stall_timeout_s = 30;       // no byte for so long
   std::optional<double> deadline_s;  // of one read, all attempts together

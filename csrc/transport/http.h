@@ -15,10 +15,11 @@ namespace torchnpy {
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
-// A GET; nothing else is needed to read.
 struct HttpRequest {
   std::string url;  // as sent: percent-encoded, query included
   Headers headers;
+  std::string method{"GET"};
+  std::string body{};  // sent with any method but GET
 };
 
 struct HttpResponse {

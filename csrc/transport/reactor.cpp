@@ -292,6 +292,7 @@ void Reactor::apply_settings(Slot& slot) {
   slot.settings = slot.job->settings();
   slot.proxy = nullptr;
   slot.buffer_nbytes = 0;
+  slot.sends_body = false;
   const EngineSettings& settings = *slot.settings;
   CURL* const easy = slot.easy;
   curl_easy_reset(easy);
@@ -360,6 +361,18 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   }
   curl_easy_setopt(slot.easy, CURLOPT_HTTPHEADER,
                    slot.headers.empty() ? nullptr : slot.headers.data());
+  const bool is_get = request.method == "GET";
+  if (!is_get) {
+    // Any method with a body; the size comes first, for COPYPOSTFIELDS copies so much.
+    curl_easy_setopt(slot.easy, CURLOPT_POSTFIELDSIZE_LARGE,
+                     static_cast<curl_off_t>(request.body.size()));
+    curl_easy_setopt(slot.easy, CURLOPT_COPYPOSTFIELDS, request.body.data());
+    curl_easy_setopt(slot.easy, CURLOPT_CUSTOMREQUEST, request.method.c_str());
+  } else if (slot.sends_body) {
+    curl_easy_setopt(slot.easy, CURLOPT_CUSTOMREQUEST, nullptr);
+    curl_easy_setopt(slot.easy, CURLOPT_HTTPGET, 1L);
+  }
+  slot.sends_body = !is_get;
   if (curl_easy_setopt(slot.easy, CURLOPT_URL, request.url.c_str()) != CURLE_OK) {
     throw TransportError("expected a URL that can be sent but found one that is too long");
   }

@@ -42,6 +42,7 @@ class Reactor {
     std::shared_ptr<const EngineSettings> settings;  // that `easy` is set up for
     const std::string* proxy = nullptr;              // of `settings`, likewise
     long buffer_nbytes = 0;
+    bool sends_body = false;  // `easy` is set to another method than GET
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};
