@@ -121,15 +121,15 @@ void Engine::requeue(std::unique_ptr<Job> job) {
   queue_.push(std::move(job), true);
 }
 
-void Engine::release(size_t reactor) {
+void Engine::release(size_t reactor, const Job& job) {
   const std::lock_guard lock(mutex_);
-  queue_.release(reactor);
+  queue_.release(reactor, job);
 }
 
 // From now on cancel() does not find it.
 void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
   const std::lock_guard lock(mutex_);
-  if (in_flight_on) queue_.release(*in_flight_on);
+  if (in_flight_on) queue_.release(*in_flight_on, job);
   unlink(job);
 }
 

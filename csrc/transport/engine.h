@@ -7,7 +7,9 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <limits>
 #include <list>
 #include <memory>
 #include <optional>
@@ -75,6 +77,8 @@ class Job {
 
   // When the job gives up, whatever it does; may be set by begin().
   Clock::time_point deadline = Clock::time_point::max();
+  // It starts while fewer jobs of its owner than this are in flight. Not changed once submitted.
+  size_t owner_limit = std::numeric_limits<size_t>::max();
 
   const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
 
@@ -90,7 +94,9 @@ class Job {
   // Under the engine's mutex.
   Job* previous_ = nullptr;  // of the live jobs of the same owner and key
   Job* next_ = nullptr;
-  std::list<std::unique_ptr<Job>>::iterator place_;  // while it is queued
+  std::list<std::unique_ptr<Job>>::iterator place_;  // while it is queued; and
+  uint64_t round_ = 0;                               // of its client; or it is
+  bool held_ = false;                                // because of owner_limit
   size_t reactor_ = kNoReactor;  // where it runs or waits for its next attempt; else it is queued
   bool cancelled_ = false;
 };

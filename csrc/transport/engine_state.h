@@ -44,7 +44,7 @@ class Engine {
   // For reactors.
   std::unique_ptr<Job> take(size_t reactor, size_t* in_flight);
   void requeue(std::unique_ptr<Job> job);
-  void release(size_t reactor);
+  void release(size_t reactor, const Job& job);
   void retire(Job& job, std::optional<size_t> reactor);
   std::vector<std::unique_ptr<Job>> take_cancelled();
   bool may_sleep(Reactor& reactor);

@@ -430,9 +430,9 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   end.thrown = nullptr;
   if (!again_s) return end_job(slot, std::move(error));
   if (*again_s <= 0) return begin_exchange(slot);
+  engine_.release(index_, *slot.job);
   delayed_.push_back({now_ + to_duration(*again_s), std::move(slot.job)});
   idle_.push_back(&slot);
-  engine_.release(index_);
 }
 
 void Reactor::end_job(Slot& slot, std::exception_ptr error) {
