@@ -22,6 +22,12 @@ from servers.s3 import S3Server  # noqa: E402
 import torchnpy as tnp  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def _fresh_default_client() -> None:
+    """What a client has learnt of other tests' objects changes how much it asks for first."""
+    tnp.set_default_client(tnp.Client())
+
+
 @pytest.fixture
 def server() -> Iterator[ObjectServer]:
     with ObjectServer() as running:

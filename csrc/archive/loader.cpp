@@ -60,7 +60,8 @@ struct NpyLoader::State final : Sink {
   std::optional<NpyHeader> header;
   Destination destination;
   bool is_view = false;
-  uint64_t filled_end = 0;  // the first read has filled the destination up to here
+  uint64_t first_nbytes = 0;  // of the first read, which
+  uint64_t filled_end = 0;    // has filled the destination up to here
   Parts parts;
 
   // The start of the object, until the header is parsed; afterwards a place for bytes that
@@ -91,13 +92,15 @@ struct NpyLoader::State final : Sink {
       }
     }
     stage = Stage::kFirstRead;
-    return {{Range{0, kFirstReadNbytes}, this}};
+    const bool is_whole = !options.rows && !options.header_only;
+    first_nbytes = is_whole ? source->read_sizes(0).first_nbytes : kFirstReadNbytes;
+    return {{Range{0, first_nbytes}, this}};
   }
 
   std::vector<Read> next_parts() {
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
-    return parts.plan(destination, filled_end, destination.end, options.part_nbytes);
+    return parts.plan(destination, filled_end, destination.end, *source);
   }
 
   // Parses the header and finds what is wanted of the data. Nothing is allocated before the
@@ -142,8 +145,8 @@ struct NpyLoader::State final : Sink {
                                            std::min(want, scratch.size() - scratch_nbytes));
     }
     const MutableBytes wanted = destination.room(offset, want);
-    if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
-    const uint64_t unwanted_end = offset < destination.begin ? destination.begin : kFirstReadNbytes;
+    if (!wanted.empty() || offset >= first_nbytes) return wanted;
+    const uint64_t unwanted_end = offset < destination.begin ? destination.begin : first_nbytes;
     scratch.resize(std::min<uint64_t>(want, unwanted_end - offset));
     return scratch;
   }
@@ -193,18 +196,16 @@ bool NpyLoader::is_view() const { return state_->is_view; }
 
 struct BytesLoader::State final : Sink {
   State(std::shared_ptr<Source> source_in, Allocator& allocator_in, uint64_t offset_in,
-        uint64_t nbytes_in, uint64_t part_nbytes_in)
+        uint64_t nbytes_in)
       : source(std::move(source_in)),
         allocator(allocator_in),
         offset(offset_in),
-        nbytes(nbytes_in),
-        part_nbytes(part_nbytes_in) {}
+        nbytes(nbytes_in) {}
 
   std::shared_ptr<Source> source;
   Allocator& allocator;
   const uint64_t offset;
   const uint64_t nbytes;
-  const uint64_t part_nbytes;
   enum class Stage { kStart, kFirstRead, kParts, kDone } stage = Stage::kStart;
   std::optional<Destination> destination;  // once the object's size is known
   uint64_t filled_end = 0;
@@ -219,11 +220,11 @@ struct BytesLoader::State final : Sink {
           return {};
         }
         stage = Stage::kFirstRead;
-        return {{Range{offset, std::min(nbytes, kFirstReadNbytes)}, this}};
+        return {{Range{offset, std::min(nbytes, source->read_sizes(0).first_nbytes)}, this}};
       case Stage::kFirstRead:
         stage = Stage::kParts;
         if (!destination) find_destination();
-        return parts.plan(*destination, filled_end, destination->end, part_nbytes);
+        return parts.plan(*destination, filled_end, destination->end, *source);
       case Stage::kParts: parts.check(); [[fallthrough]];
       case Stage::kDone: stage = Stage::kDone; return {};
     }
@@ -263,8 +264,8 @@ struct BytesLoader::State final : Sink {
 };
 
 BytesLoader::BytesLoader(std::shared_ptr<Source> source, Allocator& allocator, uint64_t offset,
-                         uint64_t nbytes, uint64_t part_nbytes)
-    : state_(std::make_unique<State>(std::move(source), allocator, offset, nbytes, part_nbytes)) {}
+                         uint64_t nbytes)
+    : state_(std::make_unique<State>(std::move(source), allocator, offset, nbytes)) {}
 BytesLoader::~BytesLoader() = default;
 Source& BytesLoader::source() { return *state_->source; }
 std::vector<Read> BytesLoader::next() { return state_->next(); }

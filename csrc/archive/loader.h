@@ -89,14 +89,12 @@ struct NpyLoadOptions {
   bool header_only = false;
   std::optional<RowSlice> rows;
   bool allow_void = false;  // the caller will say what the bits of a void dtype are
-  uint64_t part_nbytes =
-      8 << 20;  // what lies beyond the first read comes in parts of so many bytes
 };
 
-// The first read of every object: the header, and all of a small array.
+// The first read, of the header and what follows it, where not all of the object is wanted.
 inline constexpr uint64_t kFirstReadNbytes = 64 << 10;
 
-// Loads one .npy: first 64 KiB -> header -> destination -> the rest, in parts, into it. A
+// Loads one .npy: the first bytes -> header -> destination -> the rest, in parts, into it. A
 // source that offers a view is not copied, however its data is aligned.
 class NpyLoader final : public Loader {
  public:
@@ -124,7 +122,7 @@ class NpyLoader final : public Loader {
 class BytesLoader final : public Loader {
  public:
   BytesLoader(std::shared_ptr<Source> source, Allocator& allocator, uint64_t offset,
-              uint64_t nbytes = Range::kToEnd, uint64_t part_nbytes = 8 << 20);
+              uint64_t nbytes = Range::kToEnd);
   ~BytesLoader() override;
   Source& source() override;
   std::vector<Read> next() override;

@@ -51,9 +51,10 @@ auto name_errors(const ZipMember& member, Work work) {
 }
 
 // Makes runs of stretches, in the object's order, that lie close together: over the smallest gaps
-// first, while what is read for nothing stays small. Returns where in `stretches` each ends.
+// first, while what is read for nothing stays small or the source wants it so. Returns where in
+// `stretches` each ends.
 std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t free_nbytes,
-                              uint64_t max_nbytes) {
+                              const ReadSizes& sizes) {
   uint64_t budget = 0;
   for (const Stretch& stretch : stretches) budget += stretch.end - stretch.begin;
   budget = budget / kWantedPerGapByte + free_nbytes;
@@ -63,14 +64,15 @@ std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t fr
   std::ranges::stable_sort(gaps, {}, gap_after);
   std::vector<bool> is_joined(stretches.size());
   for (const size_t gap : gaps) {
-    if (gap_after(gap) > budget) break;
-    budget -= gap_after(gap);
+    const uint64_t gap_nbytes = gap_after(gap);
+    if (gap_nbytes > std::max(budget, sizes.coalesce_nbytes)) break;
+    budget -= std::min(budget, gap_nbytes);
     is_joined[gap] = true;
   }
   std::vector<size_t> ends;
   for (size_t i = 0; i < stretches.size(); ++i) {
     const uint64_t begin = stretches[ends.empty() ? 0 : ends.back()].begin;
-    const bool goes_on = is_joined[i] && stretches[i + 1].end - begin <= max_nbytes;
+    const bool goes_on = is_joined[i] && stretches[i + 1].end - begin <= sizes.part_nbytes;
     if (!goes_on) ends.push_back(i + 1);
   }
   return ends;
@@ -225,7 +227,7 @@ struct NpzLoader::State {
     large.clear();
     archive = given_archive;
     opening.reset();
-    if (!archive) opening.emplace(source, options.limits, options.part_nbytes);
+    if (!archive) opening.emplace(source, options.limits);
   }
 
   std::vector<Read> next() {
@@ -289,6 +291,7 @@ struct NpzLoader::State {
   std::vector<Read> plan_round() {
     const NpzArchive::Tail& tail = archive->tail();
     const uint64_t tail_begin = tail.content.bytes.empty() ? Range::kToEnd : tail.offset;
+    const ReadSizes sizes = source->read_sizes(Range::kToEnd);
     std::vector<Read> reads;
     std::vector<Stretch> stretches;
     for (size_t place = 0; place < members.size(); ++place) {
@@ -296,10 +299,9 @@ struct NpzLoader::State {
       if (read.is_complete()) continue;
       const uint64_t begin = read.next_offset();
       const uint64_t end = std::min(read.wanted_end(), tail_begin);
-      if (read.has_header() && end - begin > options.part_nbytes) {
+      if (read.has_header() && end - begin > sizes.part_nbytes) {
         large.push_back({place, end, {}});
-        const std::vector<Read> parts =
-            large.back().parts.plan(read.data(), begin, end, options.part_nbytes);
+        const std::vector<Read> parts = large.back().parts.plan(read.data(), begin, end, *source);
         reads.insert(reads.end(), parts.begin(), parts.end());
       } else {
         stretches.push_back({place, begin, end});
@@ -307,8 +309,7 @@ struct NpzLoader::State {
     }
     std::ranges::sort(stretches, {}, &Stretch::begin);
     size_t begin = 0;
-    for (const size_t end :
-         find_runs(stretches, given_archive ? kFreeGapNbytes : 0, options.part_nbytes)) {
+    for (const size_t end : find_runs(stretches, given_archive ? kFreeGapNbytes : 0, sizes)) {
       spans.emplace_back(*this, std::span(stretches).subspan(begin, end - begin));
       reads.push_back({spans.back().range(), &spans.back()});
       begin = end;

@@ -73,7 +73,6 @@ struct NpzLoadOptions {
   bool header_only = false;                      // data stays empty
   bool verify = true;                            // check the CRC-32 of what was not checked before
   bool allow_void = false;  // the caller will say what the bits of void dtypes are
-  uint64_t part_nbytes = 8 << 20;
   ZipLimits limits;
 };
 

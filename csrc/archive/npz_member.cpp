@@ -42,7 +42,8 @@ uint64_t MemberRead::wanted_end() const {
                : kZipLocalHeaderNbytes + zip_.name_in_file().size() + kLikelyExtraNbytes;
   // A large member's data comes in parts, once it is known where it begins.
   const uint64_t data_nbytes =
-      wanted_nbytes_ > options_.part_nbytes ? kFirstReadNbytes : wanted_nbytes_;
+      wanted_nbytes_ > archive_.source().read_sizes(Range::kToEnd).part_nbytes ? kFirstReadNbytes
+                                                                               : wanted_nbytes_;
   return zip_.local_offset +
          std::min(header_nbytes + data_nbytes, zip_.end_offset - zip_.local_offset);
 }

@@ -118,7 +118,7 @@ std::vector<Read> Opening::read_from(uint64_t offset) {
   const MutableBytes old = tail_.content.bytes;
   if (!old.empty()) std::memcpy(&more_.memory.bytes[tail_.offset - offset], old.data(), old.size());
   parts_ = {};
-  return parts_.plan(more_, offset, tail_.offset, part_nbytes_);
+  return parts_.plan(more_, offset, tail_.offset, *source_);
 }
 
 void Opening::parse_directory() {

@@ -12,8 +12,8 @@ namespace torchnpy {
 
 class Opening {
  public:
-  Opening(std::shared_ptr<Source> source, const ZipLimits& limits, uint64_t part_nbytes)
-      : source_(std::move(source)), limits_(limits), part_nbytes_(part_nbytes) {}
+  Opening(std::shared_ptr<Source> source, const ZipLimits& limits)
+      : source_(std::move(source)), limits_(limits) {}
 
   // As Loader::next().
   std::vector<Read> next();
@@ -31,7 +31,6 @@ class Opening {
 
   const std::shared_ptr<Source> source_;
   const ZipLimits limits_;
-  const uint64_t part_nbytes_;
   Stage stage_ = Stage::kStart;
   std::shared_ptr<TailSink> tail_sink_;
   NpzArchive::Tail tail_;

@@ -39,7 +39,8 @@ class Parts::PartSink final : public Sink {
 };
 
 std::vector<Read> Parts::plan(const Destination& destination, uint64_t begin, uint64_t end,
-                              uint64_t part_nbytes) {
+                              const Source& source) {
+  const uint64_t part_nbytes = begin < end ? source.read_sizes(end - begin).part_nbytes : 0;
   while (begin < end) {
     const uint64_t nbytes = std::min(std::max<uint64_t>(part_nbytes, 1), end - begin);
     sinks_.push_back(std::make_shared<PartSink>(destination, begin, begin + nbytes));

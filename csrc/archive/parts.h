@@ -27,9 +27,9 @@ struct Destination {
 // The parts of a destination. It must outlive the reads.
 class Parts {
  public:
-  // The reads of [begin, end), which lies in the destination, in parts of `part_nbytes`.
+  // The reads of [begin, end), which lies in the destination, in parts as `source` wants them.
   std::vector<Read> plan(const Destination& destination, uint64_t begin, uint64_t end,
-                         uint64_t part_nbytes);
+                         const Source& source);
   // When the reads have ended: throws FormatError when the object ended before a part did.
   void check() const;
 

@@ -73,7 +73,7 @@ py::object load_object(Client& client, const std::string& url, bool mmap, const 
   LoadOptions options;
   options.mmap = mmap;
   options.dtype = parse_dtype(dtype);
-  NpzOptions npz_options = make_npz_options(client, limits, verify);
+  NpzOptions npz_options = make_npz_options(limits, verify);
   npz_options.dtype = options.dtype;
   Content content = without_gil([&] { return load_any(client, url, options, npz_options); });
   if (const Array* array = std::get_if<Array>(&content)) return wrap(*array);

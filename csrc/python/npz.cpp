@@ -19,7 +19,7 @@ ZipLimits make_limits(const LimitValues& values) { return {values[0], values[1],
 
 ArchiveHandle open_archive(Client& client, const std::string& url, const LimitValues& limits,
                            bool verify) {
-  const NpzOptions options = make_npz_options(client, limits, verify);
+  const NpzOptions options = make_npz_options(limits, verify);
   return {without_gil([&] { return open_npz(client.open(url), options); }), options};
 }
 
@@ -74,7 +74,6 @@ py::list read_archives(Client& client, const std::vector<std::string>& urls, con
                        bool verify) {
   NpzOptions options;
   options.verify = verify;
-  options.part_nbytes = client.options().part_nbytes;
   py::list result;
   const auto load = [&] {
     std::vector<std::shared_ptr<Source>> sources;
@@ -107,11 +106,10 @@ py::list describe_archive(const ArchiveHandle& handle, size_t count) {
 
 }  // namespace
 
-NpzOptions make_npz_options(const Client& client, const LimitValues& limits, bool verify) {
+NpzOptions make_npz_options(const LimitValues& limits, bool verify) {
   NpzOptions options;
   options.verify = verify;
   options.limits = make_limits(limits);
-  options.part_nbytes = client.options().part_nbytes;
   return options;
 }
 

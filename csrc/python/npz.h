@@ -19,7 +19,7 @@ struct ArchiveHandle {
 
 // Members, total_nbytes and expansion of torchnpy.NpzLimits.
 using LimitValues = std::array<uint64_t, 3>;
-NpzOptions make_npz_options(const Client& client, const LimitValues& limits, bool verify);
+NpzOptions make_npz_options(const LimitValues& limits, bool verify);
 
 // Adds the class NpzArchive and its functions to _C.
 void bind_npz(pybind11::module_& m);

@@ -30,22 +30,21 @@ struct ArrayLoad {
   }
 };
 
-NpyLoadOptions make_npy_options(const Client& client, const LoadOptions& options) {
+NpyLoadOptions make_npy_options(const LoadOptions& options) {
   NpyLoadOptions result;
   result.rows = options.rows;
   result.allow_void = options.dtype.has_value();
-  result.part_nbytes = client.options().part_nbytes;
   return result;
 }
 
 }  // namespace
 
 Array load(Client& client, const std::string& url, const LoadOptions& options) {
-  return load(client, client.open(url, options.mmap), options);
+  return load(client.open(url, options.mmap), options);
 }
 
-Array load(Client& client, std::shared_ptr<Source> source, const LoadOptions& options) {
-  ArrayLoad one(std::move(source), make_npy_options(client, options));
+Array load(std::shared_ptr<Source> source, const LoadOptions& options) {
+  ArrayLoad one(std::move(source), make_npy_options(options));
   load_one(one.loader);
   return one.finish(options);
 }
@@ -65,7 +64,7 @@ void run_all(const std::vector<Loader*>& loaders, const RunOptions& options) {
 
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
                              const LoadOptions& options) {
-  const NpyLoadOptions npy_options = make_npy_options(client, options);
+  const NpyLoadOptions npy_options = make_npy_options(options);
   std::deque<ArrayLoad> loads;  // neither moved nor copied as it grows
   std::vector<Loader*> loaders;
   loaders.reserve(urls.size());
@@ -89,8 +88,7 @@ NpyHeader read_header(Client& client, const std::string& url) {
 
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset, uint64_t nbytes) {
   StorageAllocator allocator;
-  BytesLoader loader(client.open(url, /*mmap=*/false), allocator, offset, nbytes,
-                     client.options().part_nbytes);
+  BytesLoader loader(client.open(url, /*mmap=*/false), allocator, offset, nbytes);
   load_one(loader);
   return make_bytes(allocator.take());
 }

@@ -25,7 +25,7 @@ struct LoadOptions {
 // errors of base/error.h with the object's name in the message.
 Array load(Client& client, const std::string& url, const LoadOptions& options = {});
 // The same of an object that is open.
-Array load(Client& client, std::shared_ptr<Source> source, const LoadOptions& options);
+Array load(std::shared_ptr<Source> source, const LoadOptions& options);
 // Concurrently, in the order of `urls`. The first failure ends the others and is thrown.
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
                              const LoadOptions& options = {});

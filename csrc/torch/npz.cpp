@@ -24,7 +24,6 @@ NpzLoadOptions make_options(const NpzKeys& keys, const NpzOptions& options) {
   result.keys = keys;
   result.verify = options.verify;
   result.allow_void = options.dtype.has_value();
-  result.part_nbytes = options.part_nbytes;
   result.limits = options.limits;
   return result;
 }
@@ -171,10 +170,10 @@ Content load_any(Client& client, const std::string& url, const LoadOptions& opti
     } catch (const FormatError&) {
       if (!begins_as(source, begins_as_npy)) throw;
     }
-    return load(client, source, options);
+    return load(source, options);
   }
   try {
-    return load(client, source, options);
+    return load(source, options);
   } catch (const FormatError&) {
     if (!begins_as(source, begins_as_zip)) throw;
   }

@@ -17,8 +17,7 @@ struct NpzOptions {
   std::optional<at::ScalarType> dtype;  // of members of a void dtype; others do not heed it
   bool copy = false;                    // views, too, become memory of their own
   bool single = false;                  // refuse structured members, which are several tensors
-  uint64_t part_nbytes = 8 << 20;
-  ZipLimits limits;  // to open with
+  ZipLimits limits;                     // to open with
 };
 
 // Keys of members; empty optional: all of them, in the archive's order.

@@ -47,16 +47,15 @@ std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
 }
 
 // An op gives tensors, not dicts.
-NpzOptions single_npz_options(const Client& client) {
+NpzOptions single_npz_options() {
   NpzOptions options;
   options.single = true;
-  options.part_nbytes = client.options().part_nbytes;
   return options;
 }
 
 std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
   const std::shared_ptr<Client> client = Client::default_client();
-  const NpzOptions options = single_npz_options(*client);
+  const NpzOptions options = single_npz_options();
   return std::move(load_npz_many({client->open(url)}, keys, options).front());
 }
 
@@ -78,7 +77,7 @@ std::vector<at::Tensor> load_npz_keys_op(const std::string& url, at::ArrayRef<st
 
 std::vector<std::string> npz_keys_op(const std::string& url) {
   const std::shared_ptr<Client> client = Client::default_client();
-  return open_npz(client->open(url), single_npz_options(*client))->keys();
+  return open_npz(client->open(url), single_npz_options())->keys();
 }
 
 std::tuple<std::string, std::vector<int64_t>, bool, int64_t> header_op(const std::string& url) {

@@ -182,7 +182,8 @@ class ClientImpl : public Client {
   explicit ClientImpl(ClientOptions options)
       : options_(std::make_shared<const ClientOptions>(std::move(options))),
         account_(make_s3_account(options_)),
-        metrics_(std::make_shared<TransportMetrics>()) {}
+        metrics_(std::make_shared<TransportMetrics>()),
+        context_(make_http_context(options_, metrics_)) {}
 
   const ClientOptions& options() const override { return *options_; }
 
@@ -234,12 +235,13 @@ class ClientImpl : public Client {
 
  private:
   std::shared_ptr<Source> open_object(std::shared_ptr<HttpObject> object) {
-    return open_http(std::move(object), options_, metrics_);
+    return open_http(std::move(object), context_);
   }
 
   const std::shared_ptr<const ClientOptions> options_;
   const std::shared_ptr<S3Account> account_;
   const std::shared_ptr<TransportMetrics> metrics_;
+  const std::shared_ptr<HttpContext> context_;
 };
 
 // Under process_mutex(). Leaked: threads may use it while the process ends.

@@ -1,7 +1,6 @@
 #include "transport/http.h"
 
 #include <condition_variable>
-#include <map>
 #include <mutex>
 #include <string_view>
 #include <utility>
@@ -36,14 +35,25 @@ std::exception_ptr add_name(std::exception_ptr error, const std::string& name) n
   return error;
 }
 
-HttpSource::HttpSource(std::shared_ptr<HttpObject> object,
-                       std::shared_ptr<const ClientOptions> options,
-                       std::shared_ptr<const EngineSettings> settings,
-                       std::shared_ptr<TransportMetrics> metrics)
-    : object_(std::move(object)),
-      options_(std::move(options)),
-      settings_(std::move(settings)),
-      metrics_(std::move(metrics)) {}
+std::shared_ptr<const EngineSettings> HttpContext::settings() {
+  {
+    const std::lock_guard lock(process_mutex());
+    if (settings_ != nullptr) return settings_;
+  }
+  std::shared_ptr<const EngineSettings> made = make_engine_settings(*options);
+  const std::lock_guard lock(process_mutex());
+  if (settings_ == nullptr) settings_ = std::move(made);
+  return settings_;
+}
+
+HttpSource::HttpSource(std::shared_ptr<HttpObject> object, std::shared_ptr<HttpContext> context)
+    : object_(std::move(object)), context_(std::move(context)), settings_(context_->settings()) {}
+
+ReadSizes HttpSource::read_sizes(uint64_t wanted_nbytes) const {
+  const Experience& experience = context_->experience;
+  return {experience.first_nbytes(), experience.part_nbytes(wanted_nbytes, options().part_nbytes),
+          options().coalesce_nbytes.value_or(0)};
+}
 
 std::optional<uint64_t> HttpSource::nbytes() const {
   const std::lock_guard lock(process_mutex());
@@ -101,34 +111,6 @@ void HttpSource::cancel(Sink& sink) { cancel_jobs(this, &sink); }
 
 namespace {
 
-struct SettingsEntry {
-  std::weak_ptr<const ClientOptions> options;
-  std::shared_ptr<const EngineSettings> settings;
-};
-// Under process_mutex(). Made when the library is loaded, for a fork may hit a function's static
-// in the middle of being made; never destroyed, for threads may outlive statics.
-auto* const settings_of_options = new std::map<const ClientOptions*, SettingsEntry>;
-
-// One for each set of options that lives: the environment and the CA bundle are looked up
-// once, and the engine tells clients apart by them.
-std::shared_ptr<const EngineSettings> settings_of(
-    const std::shared_ptr<const ClientOptions>& options) {
-  {
-    const std::lock_guard lock(process_mutex());
-    const auto found = settings_of_options->find(options.get());
-    // Another object may live at the address now.
-    if (found != settings_of_options->end() && found->second.options.lock() == options) {
-      return found->second.settings;
-    }
-  }
-  std::shared_ptr<const EngineSettings> made = make_engine_settings(*options);
-  const std::lock_guard lock(process_mutex());
-  std::erase_if(*settings_of_options,
-                [](const auto& entry) { return entry.second.options.expired(); });
-  return settings_of_options->try_emplace(options.get(), SettingsEntry{options, std::move(made)})
-      .first->second.settings;
-}
-
 class TextSink final : public Sink {
  public:
   TextSink(const Source& source, uint64_t max_nbytes)
@@ -179,12 +161,14 @@ class TextSink final : public Sink {
 
 }  // namespace
 
+std::shared_ptr<HttpContext> make_http_context(std::shared_ptr<const ClientOptions> options,
+                                               std::shared_ptr<TransportMetrics> metrics) {
+  return std::make_shared<HttpContext>(std::move(options), std::move(metrics));
+}
+
 std::shared_ptr<Source> open_http(std::shared_ptr<HttpObject> object,
-                                  std::shared_ptr<const ClientOptions> options,
-                                  std::shared_ptr<TransportMetrics> metrics) {
-  std::shared_ptr<const EngineSettings> settings = settings_of(options);
-  return std::make_shared<HttpSource>(std::move(object), std::move(options), std::move(settings),
-                                      std::move(metrics));
+                                  std::shared_ptr<HttpContext> context) {
+  return std::make_shared<HttpSource>(std::move(object), std::move(context));
 }
 
 std::string read_all(Source& source, uint64_t max_nbytes) {

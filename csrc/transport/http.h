@@ -59,9 +59,13 @@ class HttpObject {
 // Counters of a client; bumped by I/O threads. See Client::metrics.
 struct TransportMetrics;
 
+// What the objects of one client share; see http_source.h.
+class HttpContext;
+std::shared_ptr<HttpContext> make_http_context(std::shared_ptr<const ClientOptions> options,
+                                               std::shared_ptr<TransportMetrics> metrics);
+
 std::shared_ptr<Source> open_http(std::shared_ptr<HttpObject> object,
-                                  std::shared_ptr<const ClientOptions> options,
-                                  std::shared_ptr<TransportMetrics> metrics);
+                                  std::shared_ptr<HttpContext> context);
 
 // "http(s)://..." as the user gave it, with the client's own headers.
 std::shared_ptr<HttpObject> make_plain_object(const std::string& url,

@@ -76,6 +76,9 @@ HttpRead::HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink)
       range_(range),
       sink_(sink),
       backoff_s_(source_->options().backoff_s) {
+  if (range.offset != 0) {
+    owner_limit = source_->experience().parts_in_flight(settings()->io_threads);
+  }
   rewind();
 }
 
@@ -180,8 +183,10 @@ bool HttpRead::accept_version(std::optional<uint64_t> nbytes) {
   const VersionSeen seen{nbytes, head_.etag, head_.last_modified};
   std::shared_ptr<const Version> pinned = source_->pin(seen, version_ == nullptr);
   if (pinned == nullptr) return false;
+  const bool is_first = version_ == nullptr && range_.offset == 0 && !range_.from_end;
   version_ = std::move(pinned);
   if (version_->nbytes) clamp_to(*version_->nbytes);
+  if (is_first && version_->nbytes) source_->experience().saw_object(*version_->nbytes);
   return true;
 }
 
@@ -282,6 +287,10 @@ std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
   metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
   metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
   metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
+  if (head_complete_) {
+    source_->experience().saw_answer(end.first_byte_us, body_nbytes_,
+                                     end.total_us - std::min(end.total_us, end.first_byte_us));
+  }
   if (end.thrown) std::rethrow_exception(end.thrown);
   if (complete_) return std::nullopt;
   if (end.fault == Fault::kDeadline) {

@@ -7,7 +7,9 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
+#include "transport/experience.h"
 #include "transport/http.h"
 #include "transport/metrics.h"
 #include "transport/settings.h"
@@ -37,23 +39,42 @@ struct Version {
 // error as it is.
 std::exception_ptr add_name(std::exception_ptr error, const std::string& name) noexcept;
 
+// What the sources of one client share.
+class HttpContext {
+ public:
+  HttpContext(std::shared_ptr<const ClientOptions> client_options,
+              std::shared_ptr<TransportMetrics> client_metrics)
+      : options(std::move(client_options)), metrics(std::move(client_metrics)) {}
+
+  const std::shared_ptr<const ClientOptions> options;
+  const std::shared_ptr<TransportMetrics> metrics;
+  Experience experience;
+
+  // The environment and the CA bundle as they were at the first call; the engine tells clients
+  // apart by them.
+  std::shared_ptr<const EngineSettings> settings();
+
+ private:
+  std::shared_ptr<const EngineSettings> settings_;  // under process_mutex()
+};
+
 class HttpSource final : public Source, public std::enable_shared_from_this<HttpSource> {
  public:
-  HttpSource(std::shared_ptr<HttpObject> object, std::shared_ptr<const ClientOptions> options,
-             std::shared_ptr<const EngineSettings> settings,
-             std::shared_ptr<TransportMetrics> metrics);
+  HttpSource(std::shared_ptr<HttpObject> object, std::shared_ptr<HttpContext> context);
 
   const std::string& name() const override { return object_->name(); }
   std::optional<uint64_t> nbytes() const override;
+  ReadSizes read_sizes(uint64_t wanted_nbytes) const override;
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
   void forget() override;
 
   HttpObject& object() const { return *object_; }
-  const ClientOptions& options() const { return *options_; }
+  const ClientOptions& options() const { return *context_->options; }
   const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
-  TransportMetrics& metrics() const { return *metrics_; }
+  TransportMetrics& metrics() const { return *context_->metrics; }
+  Experience& experience() const { return context_->experience; }
 
   // nullptr before the first answer.
   std::shared_ptr<const Version> version() const;
@@ -66,9 +87,8 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
 
  private:
   const std::shared_ptr<HttpObject> object_;
-  const std::shared_ptr<const ClientOptions> options_;
+  const std::shared_ptr<HttpContext> context_;
   const std::shared_ptr<const EngineSettings> settings_;
-  const std::shared_ptr<TransportMetrics> metrics_;
   // Under process_mutex().
   std::shared_ptr<const Version> version_;
   uint64_t pinned_reads_ = 0;  // that have had an answer of version_

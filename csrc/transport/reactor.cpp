@@ -411,6 +411,7 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   end.fault = fault;
   long connections = 0;
   curl_off_t first_byte_us = 0;
+  curl_off_t total_us = 0;
   if (fault == Fault::kConnect) {
     long number = 0;
     curl_easy_getinfo(slot.easy, CURLINFO_OS_ERRNO, &number);
@@ -418,8 +419,10 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   }
   curl_easy_getinfo(slot.easy, CURLINFO_NUM_CONNECTS, &connections);
   curl_easy_getinfo(slot.easy, CURLINFO_STARTTRANSFER_TIME_T, &first_byte_us);
+  curl_easy_getinfo(slot.easy, CURLINFO_TOTAL_TIME_T, &total_us);
   end.connections_opened = static_cast<uint64_t>(connections);
   end.first_byte_us = static_cast<uint64_t>(first_byte_us);
+  end.total_us = static_cast<uint64_t>(total_us);
   std::optional<double> again_s;
   std::exception_ptr error;
   try {

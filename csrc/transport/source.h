@@ -20,6 +20,16 @@ struct Range {
   bool from_end = false;  // then offset is 0
 };
 
+// How a source would have its object read.
+struct ReadSizes {
+  // The first read, which shows how much there is.
+  uint64_t first_nbytes = 64 << 10;
+  // Longer stretches are read in parts of so many, side by side.
+  uint64_t part_nbytes = 8 << 20;
+  // Stretches with so many bytes between them are read as one, or more.
+  uint64_t coalesce_nbytes = 0;
+};
+
 // Where the bytes of one read go. Called on an I/O thread, in order, never concurrently
 // for one read; must be cheap. What room() or filled() throws ends the read and comes
 // back through done().
@@ -51,6 +61,11 @@ class Source {
   // Bytes in the object; empty until it is known (for a remote object: until a first
   // answer has arrived).
   virtual std::optional<uint64_t> nbytes() const = 0;
+  // For a stretch of `wanted_nbytes`; 0 where that is not known yet.
+  virtual ReadSizes read_sizes(uint64_t wanted_nbytes) const {
+    static_cast<void>(wanted_nbytes);
+    return {};
+  }
   // Bytes that need no copying, with their owner; empty when they must be read. The range
   // lies inside the object. Writes to them never reach the object.
   virtual std::optional<OwnedBytes> view(uint64_t offset, uint64_t nbytes) = 0;

@@ -354,9 +354,8 @@ TEST(Driver, WhatFailsAfterAChangeFailsNobodyElse) {
       std::make_exception_ptr(TransportError("memory: changed", TransportError::Kind::kChanged));
   source->later_fault = std::make_exception_ptr(TransportError("memory: gone"));
   source->changes_to = after;
-  NpyLoadOptions options;
-  options.part_nbytes = 100 << 10;
-  NpyLoader changing(source, heap_allocator(), options);
+  source->sizes.part_nbytes = 100 << 10;
+  NpyLoader changing(source, heap_allocator());
   int count = 0;
   WorkLoader other(100, [&](int) { ++count; });
   Loader* const all[] = {&changing, &other};

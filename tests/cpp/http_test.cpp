@@ -419,14 +419,14 @@ TEST(Http, ObjectDecidesWhatAnErrorMeans) {
   client.options->retries = 1;
   const auto object = std::make_shared<LearningObject>(server.url());
   TestSink sink;
-  open_http(object, client.options, client.metrics)->start(kMiddle, sink);
+  open_http(object, client.context())->start(kMiddle, sink);
   EXPECT_EQ(sink.wait(), "234567");
   EXPECT_EQ(server.requests().at(1).authorization, "eu-west-1");
   EXPECT_EQ(object->accepted, "eu-west-1");
 
   FaultServer stubborn("", {{.status = "301 Moved Permanently"}});
   TestSink refused;
-  open_http(std::make_shared<LearningObject>(stubborn.url()), client.options, client.metrics)
+  open_http(std::make_shared<LearningObject>(stubborn.url()), client.context())
       ->start(kMiddle, refused);
   EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in 0."),
             0);

@@ -103,8 +103,16 @@ struct TestClient {
     options->proxy = "";
   }
   std::shared_ptr<Source> open(const std::string& url) {
-    return open_http(make_plain_object(url, options), options, metrics);
+    return open_http(make_plain_object(url, options), context());
   }
+  // Of the options as they are at the first call.
+  std::shared_ptr<HttpContext> context() {
+    if (context_ == nullptr) context_ = make_http_context(options, metrics);
+    return context_;
+  }
+
+ private:
+  std::shared_ptr<HttpContext> context_;
 };
 
 inline std::string make_object(size_t nbytes) {

@@ -62,9 +62,8 @@ TEST_F(LoaderTest, SmallArrayTakesOneRead) {
 TEST_F(LoaderTest, LargeArrayTakesPartsAfterTheFirstRead) {
   const std::string file = make_npy(1000, 300);
   make_source(file);
-  NpyLoadOptions options;
-  options.part_nbytes = 100 << 10;
-  EXPECT_EQ("", load(options));
+  source_->sizes.part_nbytes = 100 << 10;
+  EXPECT_EQ("", load());
   EXPECT_EQ(file.substr(kHeaderNbytes), data());
   ASSERT_EQ(4u, source_->reads.size());
   EXPECT_EQ(kFirstReadNbytes, source_->reads[1].offset);
@@ -254,7 +253,8 @@ TEST_F(LoaderTest, BytesOfAnyObject) {
             fmt::format("memory: expected bytes at byte {} but the object has {} bytes", size + 1,
                         size)},
        }) {
-    BytesLoader loader(make_source(object), heap_allocator(), row.offset, row.nbytes, 64 << 10);
+    make_source(object)->sizes.part_nbytes = 64 << 10;
+    BytesLoader loader(source_, heap_allocator(), row.offset, row.nbytes);
     EXPECT_EQ(row.outcome, run(loader)) << row.offset << "+" << row.nbytes;
     if (row.outcome.empty()) {
       EXPECT_EQ(object.substr(row.offset, row.nbytes), text_of(loader.data()));

@@ -28,8 +28,10 @@ class MemorySource final : public Source {
   std::exception_ptr later_fault;      // instead, of every read but the first two
   bool changes_once = false;           // the first read is restarted half way
   std::string changes_to;              // what the object is after forget()
+  ReadSizes sizes;
   std::vector<Range> reads;
 
+  ReadSizes read_sizes(uint64_t) const override { return sizes; }
   const std::string& name() const override { return name_; }
   std::optional<uint64_t> nbytes() const override {
     if (!size_known || (!offers_view && reads.empty())) return std::nullopt;

@@ -58,7 +58,7 @@ TEST_F(NpzReads, LongDirectoryComesInParts) {
   for (int i = 0; i < 2000; ++i) entries.push_back(stored(fmt::format("{:04}", i), "x"));
   make_source(zip_bytes(entries));
   NpzLoadOptions options;
-  options.part_nbytes = 10'000;
+  source_->sizes.part_nbytes = 10'000;
   options.keys = {"0000", "1999"};
   EXPECT_EQ(load(options), "");
   EXPECT_EQ(data(0) + data(1), "xx");
@@ -103,7 +103,7 @@ TEST_F(NpzReads, OneReadIsNoLongerThanAPart) {
       {member_of("a.bin", 40'000), member_of("b.bin", 40'000), member_of("c.bin", 40'000)}));
   open();
   NpzLoadOptions options;
-  options.part_nbytes = 100'000;
+  source_->sizes.part_nbytes = 100'000;
   EXPECT_EQ(read({"c.bin", "b.bin", "a.bin"}, options), "");
   EXPECT_EQ(reads(), (Keys{from_to("a.bin", "b.bin"), from_to("c.bin", "c.bin")}));
 }
@@ -113,7 +113,7 @@ TEST_F(NpzReads, LargeMemberComesInPartsAfterItsHead) {
   make_source(before_tail({stored("a.npy", npy), compressed("b.npy", npy)}));
   open();
   NpzLoadOptions options;
-  options.part_nbytes = 100'000;
+  source_->sizes.part_nbytes = 100'000;
   EXPECT_EQ(read({"a"}, options), "");
   EXPECT_EQ(data(0), npy.substr(kHeaderNbytes));
   const uint64_t head_nbytes = kLocalNbytes + 96 + kFirstReadNbytes;
@@ -129,7 +129,7 @@ TEST_F(NpzReads, LargeDeflatedMemberComesInPartsAfterItsHead) {
   make_source(before_tail({compressed("a.bin", noise)}));
   open();
   NpzLoadOptions options;
-  options.part_nbytes = 100'000;
+  source_->sizes.part_nbytes = 100'000;
   EXPECT_EQ(read({"a.bin"}, options), "");
   EXPECT_EQ(data(0), noise);
   EXPECT_EQ(source_->reads.size(), 4U);
@@ -326,7 +326,7 @@ TEST_F(NpzReads, ObjectThatEndsEarlyNamesTheMemberAndTheByte) {
   }
   source_->ends_at = 150'000;
   NpzLoadOptions options;
-  options.part_nbytes = 90'000;
+  source_->sizes.part_nbytes = 90'000;
   const uint64_t second_part = kLocalNbytes + 96 + 65536;
   EXPECT_EQ(read({"a.bin"}, options),
             fmt::format("memory[a.bin]: expected {} more bytes at byte 150000 but the object ends "

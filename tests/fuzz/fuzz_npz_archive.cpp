@@ -37,6 +37,7 @@ class InputSource final : public Source {
     require(offset <= object_.size() && nbytes <= object_.size() - offset);
     return OwnedBytes{MutableBytes(object_).subspan(offset, nbytes), nullptr};
   }
+  ReadSizes read_sizes(uint64_t) const override { return {.part_nbytes = 5000}; }
   void start(Range range, Sink& sink) override {
     require(!offers_view_);
     std::exception_ptr error;
@@ -107,7 +108,6 @@ Outcome run(NpzLoader& loader) {
 Outcome open(const std::shared_ptr<InputSource>& source) {
   NpzLoadOptions options;
   options.keys.emplace();
-  options.part_nbytes = 5000;
   options.limits = kLimits;
   NpzLoader loader(source, heap_allocator(), options);
   return run(loader);
@@ -118,7 +118,6 @@ Outcome read(const Outcome& opened, const std::string& key, bool header_only, bo
   options.keys = {key};
   options.header_only = header_only;
   options.verify = verify;
-  options.part_nbytes = 5000;
   NpzLoader loader(opened.archive, heap_allocator(), options);
   return run(loader);
 }

@@ -1,0 +1,67 @@
+#include "transport/experience.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace torchnpy {
+namespace {
+
+constexpr uint64_t kKiB = 1 << 10;
+constexpr uint64_t kMiB = 1 << 20;
+
+TEST(Experience, FirstReadGrowsToWhatObjectsAre) {
+  Experience experience;
+  EXPECT_EQ(experience.first_nbytes(), 64 * kKiB);
+  for (int i = 0; i < 8; ++i) experience.saw_object(150'000);
+  EXPECT_EQ(experience.first_nbytes(), 256 * kKiB);
+  for (int i = 0; i < 32; ++i) experience.saw_object(1 * kMiB);
+  EXPECT_EQ(experience.first_nbytes(), 1 * kMiB);
+}
+
+TEST(Experience, FirstReadStaysShortForLargeObjects) {
+  Experience experience;
+  for (int i = 0; i < 8; ++i) experience.saw_object(300 * kMiB);
+  EXPECT_EQ(experience.first_nbytes(), 64 * kKiB);
+}
+
+TEST(Experience, FewLargeObjectsAmongSmallOnesDoNotCount) {
+  Experience experience;
+  for (int i = 0; i < 32; ++i) experience.saw_object(i % 4 == 0 ? 300 * kMiB : 100'000);
+  EXPECT_EQ(experience.first_nbytes(), 128 * kKiB);
+}
+
+TEST(Experience, FirstReadFollowsTheLastObjects) {
+  Experience experience;
+  for (int i = 0; i < 32; ++i) experience.saw_object(900'000);
+  for (int i = 0; i < 32; ++i) experience.saw_object(1000);
+  EXPECT_EQ(experience.first_nbytes(), 64 * kKiB);
+}
+
+TEST(Experience, StretchComesInSixteenPartsOfAtLeastOneMiB) {
+  const Experience experience;
+  EXPECT_EQ(experience.part_nbytes(5 * kMiB, 8 * kMiB), 1 * kMiB);
+  EXPECT_EQ(experience.part_nbytes(32 * kMiB, 8 * kMiB), 2 * kMiB);
+  EXPECT_EQ(experience.part_nbytes(512 * kMiB, 8 * kMiB), 8 * kMiB);
+  EXPECT_EQ(experience.part_nbytes(5 * kMiB, 100'000), 100'000u);
+  EXPECT_EQ(experience.part_nbytes(std::numeric_limits<uint64_t>::max(), 8 * kMiB), 8 * kMiB);
+}
+
+TEST(Experience, PartsTakeAtLeastAsLongToComeAsToBeAskedFor) {
+  Experience experience;
+  experience.saw_answer(40'000, 8 * kMiB, 80'000);  // 100 MiB/s
+  EXPECT_NEAR(static_cast<double>(experience.part_nbytes(20 * kMiB, 8 * kMiB)),
+              static_cast<double>(4 * kMiB), 100.0 * kKiB);
+}
+
+TEST(Experience, PartsOfOneObjectAreManyWhereAnswersAreLate) {
+  Experience experience;
+  EXPECT_EQ(experience.parts_in_flight(2), 16u);
+  experience.saw_answer(300, 1000, 10);
+  EXPECT_EQ(experience.parts_in_flight(2), 16u);
+  for (int i = 0; i < 30; ++i) experience.saw_answer(30'000, 1000, 10);
+  EXPECT_EQ(experience.parts_in_flight(2), std::numeric_limits<size_t>::max());
+}
+
+}  // namespace
+}  // namespace torchnpy
