@@ -1,6 +1,8 @@
 #include "transport/engine.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -42,12 +44,62 @@ void Engine::submit(std::unique_ptr<Job> job) {
   if (stopping_) throw InterruptedError("interrupted: the process is ending");
   Job* const added = job.get();
   link(*added);
-  queue_.push(std::move(job), false);
+  enqueue(std::move(job), added->urgent);
   wake_takers();
   if (!reactors_.empty()) return;
   unlink(*added);
+  shared_.erase(added->share_key);
   queue_.take(*added);
   throw TransportError("expected an I/O thread to start but the system has none to give");
+}
+
+// A job that another's exchange may answer waits for that.
+void Engine::enqueue(std::unique_ptr<Job> job, bool first) {
+  if (job->share_key != 0) {
+    Shared& shared = shared_[job->share_key];
+    if (shared.leader != nullptr && shared.leader != job.get()) {
+      Job& added = *job;
+      added.follows_ = true;
+      added.place_ = shared.followers.insert(shared.followers.end(), std::move(job));
+      return;
+    }
+    shared.leader = job.get();
+  }
+  queue_.push(std::move(job), first);
+}
+
+// `leader` ends without an answer, or has one: who comes later does not wait for it.
+void Engine::dissolve(const Job& leader) {
+  const auto found = shared_.find(leader.share_key);
+  if (leader.share_key == 0 || found == shared_.end() || found->second.leader != &leader) return;
+  auto followers = std::move(found->second.followers);
+  shared_.erase(found);
+  for (std::unique_ptr<Job>& job : followers) {
+    job->follows_ = false;
+    enqueue(std::move(job), true);
+  }
+}
+
+std::vector<std::unique_ptr<Job>> Engine::take_followers(const Job& leader, size_t reactor) {
+  const std::lock_guard lock(mutex_);
+  const auto found = shared_.find(leader.share_key);
+  if (found == shared_.end() || found->second.leader != &leader) return {};
+  std::vector<std::unique_ptr<Job>> followers;
+  for (std::unique_ptr<Job>& job : found->second.followers) {
+    job->follows_ = false;
+    job->reactor_ = reactor;
+    followers.push_back(std::move(job));
+  }
+  shared_.erase(found);
+  return followers;
+}
+
+std::unique_ptr<Job> Engine::take_waiting(Job& job) {
+  if (!job.follows_) return queue_.take(job);
+  std::unique_ptr<Job> taken = std::move(*job.place_);
+  shared_.find(job.share_key)->second.followers.erase(job.place_);
+  job.follows_ = false;
+  return taken;
 }
 
 // Wakes or starts the reactors that have something to take.
@@ -69,15 +121,15 @@ void Engine::wake_takers() {
   }
 }
 
-void Engine::cancel(const void* owner, const void* key) {
+void Engine::cancel(const void* owner, const void* key, const Job* spared) {
   const std::lock_guard lock(mutex_);
   if (stopping_) return;  // they all end
   const auto found = jobs_.find({owner, key});
   if (found == jobs_.end()) return;
   for (Job* job = found->second; job != nullptr; job = job->next_) {
-    if (std::exchange(job->cancelled_, true)) continue;
+    if (job == spared || std::exchange(job->cancelled_, true)) continue;
     const bool queued = job->reactor_ == Job::kNoReactor;
-    if (queued) cancelled_.push_back(queue_.take(*job));
+    if (queued) cancelled_.push_back(take_waiting(*job));
     reactors_[queued ? 0 : job->reactor_]->wake(true);
   }
 }
@@ -118,7 +170,7 @@ void Engine::requeue(std::unique_ptr<Job> job) {
   // cancel() has woken the reactor that calls this.
   if (job->cancelled_) return cancelled_.push_back(std::move(job));
   job->reactor_ = Job::kNoReactor;
-  queue_.push(std::move(job), true);
+  enqueue(std::move(job), true);
 }
 
 void Engine::release(size_t reactor, const Job& job) {
@@ -131,6 +183,7 @@ void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
   const std::lock_guard lock(mutex_);
   if (in_flight_on) queue_.release(*in_flight_on, job);
   unlink(job);
+  dissolve(job);
 }
 
 void Engine::link(Job& job) {
@@ -154,7 +207,11 @@ void Engine::unlink(Job& job) {
 std::vector<std::unique_ptr<Job>> Engine::take_cancelled() {
   const std::lock_guard lock(mutex_);
   std::vector<std::unique_ptr<Job>> taken = std::exchange(cancelled_, {});
-  if (stopping_) queue_.take_all(taken);
+  if (!stopping_) return taken;
+  queue_.take_all(taken);
+  for (auto& [key, shared] : shared_)
+    std::ranges::move(shared.followers, std::back_inserter(taken));
+  shared_.clear();
   return taken;
 }
 
@@ -175,8 +232,8 @@ bool Engine::may_sleep(Reactor& reactor) {
 
 void submit_job(std::unique_ptr<Job> job) { Engine::instance().submit(std::move(job)); }
 
-void cancel_jobs(const void* owner, const void* key) {
-  if (Engine* engine = Engine::existing()) engine->cancel(owner, key);
+void cancel_jobs(const void* owner, const void* key, const Job* spared) {
+  if (Engine* engine = Engine::existing()) engine->cancel(owner, key, spared);
 }
 
 void shutdown_engine() {

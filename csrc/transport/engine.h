@@ -64,6 +64,13 @@ class Job {
 
   // The next exchange; what it throws ends the job.
   virtual HttpRequest begin() = 0;
+  // In place of begin(): the exchange of `leader`, which has begun, answers this job, too: what
+  // comes is given to both. False: the job wants an exchange of its own. Asked where both have
+  // the same share_key.
+  virtual bool follow(const Job& leader) {
+    static_cast<void>(leader);
+    return false;
+  }
   // One line of an answer's head, its line break included; the last is a bare line break. Lines of
   // interim answers and trailers come, too. False ends the transfer.
   virtual bool head(std::string_view line) = 0;
@@ -76,10 +83,20 @@ class Job {
   // preceded by ended() when an exchange was cut off.
   virtual void finish(std::exception_ptr error) noexcept = 0;
 
+  // No byte of an answer has come at slow_at. Once for each time that is set.
+  virtual void slow() {}
+
+  // When slow() is to be called, set by begin().
+  Clock::time_point slow_at = Clock::time_point::max();
   // When the job gives up, whatever it does; may be set by begin().
   Clock::time_point deadline = Clock::time_point::max();
   // It starts while fewer jobs of its owner than this are in flight. Not changed once submitted.
   size_t owner_limit = std::numeric_limits<size_t>::max();
+  // It starts before all other jobs of its client.
+  bool urgent = false;
+  // Jobs with the same may be answered by one exchange; 0: by none but its own. Not changed once
+  // submitted.
+  uint64_t share_key = 0;
 
   const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
 
@@ -98,7 +115,8 @@ class Job {
   std::list<std::unique_ptr<Job>>::iterator place_;  // while it is queued; and
   uint64_t round_ = 0;                               // of its client; or it is
   bool held_ = false;                                // because of owner_limit
-  size_t reactor_ = kNoReactor;  // where it runs or waits for its next attempt; else it is queued
+  size_t reactor_ = kNoReactor;  // where it runs or waits for its next attempt; else it is queued,
+  bool follows_ = false;         // or waits for the answer to another
   bool cancelled_ = false;
 };
 
@@ -106,8 +124,9 @@ class Job {
 // thread can be started; then finish() is not called.
 void submit_job(std::unique_ptr<Job> job);
 
-// Ends the jobs of `owner` and `key` with InterruptedError, soon and on an I/O thread.
-void cancel_jobs(const void* owner, const void* key);
+// Ends the jobs of `owner` and `key`, but for `spared`, with InterruptedError, soon and on an I/O
+// thread.
+void cancel_jobs(const void* owner, const void* key, const Job* spared = nullptr);
 
 // Ends all jobs with InterruptedError and joins the I/O threads, for the end of the process.
 // Idempotent. Also registered with std::atexit; call it earlier where finish() needs more

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -38,7 +39,7 @@ class Engine {
   static Engine* existing();
 
   void submit(std::unique_ptr<Job> job);
-  void cancel(const void* owner, const void* key);
+  void cancel(const void* owner, const void* key, const Job* spared);
   void stop();
 
   // For reactors.
@@ -46,6 +47,9 @@ class Engine {
   void requeue(std::unique_ptr<Job> job);
   void release(size_t reactor, const Job& job);
   void retire(Job& job, std::optional<size_t> reactor);
+  // The first byte of an answer to `leader`, which runs on `reactor`, has come: those that waited
+  // for it, which run there, too, from now on. Later ones make their own exchange.
+  std::vector<std::unique_ptr<Job>> take_followers(const Job& leader, size_t reactor);
   std::vector<std::unique_ptr<Job>> take_cancelled();
   bool may_sleep(Reactor& reactor);
   bool is_cancelled(const Job& job);
@@ -55,6 +59,9 @@ class Engine {
   explicit Engine(Engine* inherited) : inherited_(inherited) {}
   bool is_mine() const { return forks_ == fork_count() && pid_ == getpid(); }
   void wake_takers();
+  void enqueue(std::unique_ptr<Job> job, bool first);
+  void dissolve(const Job& leader);
+  std::unique_ptr<Job> take_waiting(Job& job);
   void link(Job& job);
   void unlink(Job& job);
 
@@ -65,6 +72,13 @@ class Engine {
   [[maybe_unused]] Engine* const inherited_;  // keeps it reachable for leak checkers
   std::mutex mutex_;
   JobQueue queue_;
+  // By their share_key, the jobs that are queued or run without an answer, and those that wait
+  // for theirs.
+  struct Shared {
+    const Job* leader = nullptr;
+    std::list<std::unique_ptr<Job>> followers;
+  };
+  std::unordered_map<uint64_t, Shared> shared_;
   // All that live: the first of each owner and key, in lists because one sink may have many.
   std::unordered_map<JobIdentity, Job*, JobIdentityHash> jobs_;
   // Taken out of the queue by cancel(), for a reactor to end: finding them there takes a pass over

@@ -38,8 +38,28 @@ void Experience::saw_answer(uint64_t first_byte_us, uint64_t body_nbytes, uint64
   // A body that came with its head tells nothing of the rate.
   constexpr uint64_t kTellingNbytes = 256 << 10;
   average(first_byte_us_, first_byte_us);
+  saw_first_byte(first_byte_us);
   if (body_nbytes < kTellingNbytes) return;
   average(nbytes_per_s_, body_nbytes * 1'000'000 / std::max<uint64_t>(body_us, 1));
+}
+
+void Experience::saw_first_byte(uint64_t us) {
+  const uint64_t number = answer_count_.fetch_add(1, std::memory_order_relaxed);
+  answers_us_[number % kAnswerCount].store(us, std::memory_order_relaxed);
+  const uint64_t count = number + 1;
+  if (count % 32 != 0) return;
+  std::array<uint64_t, kAnswerCount> answers{};
+  const size_t known = std::min<size_t>(count, kAnswerCount);
+  for (size_t i = 0; i < known; ++i) answers[i] = answers_us_[i].load(std::memory_order_relaxed);
+  const auto end = answers.begin() + static_cast<std::ptrdiff_t>(known);
+  const auto nth = end - static_cast<std::ptrdiff_t>(known / 20 + 1);
+  std::nth_element(answers.begin(), nth, end);
+  late_us_.store(std::max<uint64_t>(*nth, 1), std::memory_order_relaxed);
+}
+
+std::optional<uint64_t> Experience::late_us() const {
+  const uint64_t late = late_us_.load(std::memory_order_relaxed);
+  return late == 0 ? std::nullopt : std::optional(late);
 }
 
 uint64_t Experience::part_nbytes(uint64_t wanted_nbytes, uint64_t max_nbytes) const {

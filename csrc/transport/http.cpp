@@ -9,6 +9,7 @@
 #include "base/fork.h"
 #include "base/wait.h"
 #include "transport/engine.h"
+#include "transport/hedged_read.h"
 #include "transport/http_read.h"
 #include "transport/http_source.h"
 
@@ -101,7 +102,8 @@ void HttpSource::start(Range range, Sink& sink) {
   const bool is_empty = range.nbytes == 0 || (known && (*known == 0 || range.offset >= *known));
   if (is_empty) return sink.done(nullptr);
   try {
-    submit_job(std::make_unique<HttpRead>(shared_from_this(), range, sink));
+    if (options().hedge) return HedgedRead::start(shared_from_this(), range, sink);
+    submit_job(std::make_unique<HttpRead>(shared_from_this(), range, sink, &sink));
   } catch (...) {
     sink.done(add_name(std::current_exception(), name()));
   }

@@ -47,6 +47,8 @@ class HttpObject {
   virtual ~HttpObject() = default;
   // The URL as the user knows it, without query and credentials.
   virtual const std::string& name() const = 0;
+  // Equal for two objects of one client only if they are the same object; never shown.
+  virtual const std::string& identity() const { return name(); }
   // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
   // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
   virtual HttpRequest make_request(Headers headers) = 0;

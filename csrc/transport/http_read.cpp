@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "transport/hedged_read.h"
 #include "transport/utf8.h"
 
 namespace torchnpy {
@@ -37,6 +38,27 @@ Kind kind_of(int status) {
   if (status == 404 || status == 410) return Kind::kNotFound;
   if (status == 401 || status == 403) return Kind::kDenied;
   return Kind::kOther;
+}
+
+bool is_interruption(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// Reads with different ones differ; follow() compares those with the same.
+uint64_t make_share_key(const HttpSource& source, const Range& range) {
+  uint64_t key = std::hash<std::string>()(source.object().identity());
+  for (const uint64_t part : {range.offset, range.nbytes, uint64_t{range.from_end},
+                              reinterpret_cast<uint64_t>(source.settings().get())}) {
+    key = (key ^ part) * 0x9E3779B97F4A7C15;  // 2^64 over the golden ratio: spreads the bits
+    key ^= key >> 32;
+  }
+  return key | 1;  // 0 is none
 }
 
 double draw(double low, double high) {
@@ -70,12 +92,15 @@ std::string clean(std::string_view text) {
 
 }  // namespace
 
-HttpRead::HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink)
-    : Job(source->settings(), source.get(), &sink),
+HttpRead::HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink, const void* key,
+                   std::shared_ptr<HedgedRead> hedge)
+    : Job(source->settings(), source.get(), key),
       source_(std::move(source)),
       range_(range),
       sink_(sink),
+      hedge_(std::move(hedge)),
       backoff_s_(source_->options().backoff_s) {
+  share_key = make_share_key(*source_, range);
   if (range.offset != 0) {
     owner_limit = source_->experience().parts_in_flight(settings()->io_threads);
   }
@@ -102,7 +127,8 @@ std::string HttpRead::format_range() const {
   return fmt::format("bytes={}-{}", position_, end_ - 1);
 }
 
-HttpRequest HttpRead::begin() {
+// Begins an attempt: what its request says of the range.
+Headers HttpRead::prepare() {
   if (attempts_ == 0) {
     started_ = Clock::now();
     if (const std::optional<double> deadline_s = source_->options().deadline_s) {
@@ -125,7 +151,13 @@ HttpRequest HttpRead::begin() {
   ranged_ = !without_range_ && (suffix_ || position_ != 0 || end_ != Range::kToEnd);
   if (ranged_) headers.emplace_back("Range", format_range());
   conditional_ = pinned && pinned->has_strong_etag();
-  if (conditional_) headers.emplace_back("If-Match", pinned->etag);
+  if (conditional_) headers.emplace_back("If-Match", condition_ = pinned->etag);
+  follows_ = false;
+  return headers;
+}
+
+HttpRequest HttpRead::begin() {
+  Headers headers = prepare();
   HttpRequest request;
   if (redirected_to_ && crossed_origin_) {
     request.headers = std::move(headers);
@@ -134,11 +166,36 @@ HttpRequest HttpRead::begin() {
   }
   if (redirected_to_) request.url = redirected_to_->request();
   url_ = request.url;
+  if (hedge_ != nullptr) {
+    if (const auto late_us = source_->experience().late_us()) {
+      slow_at = Clock::now() + std::chrono::microseconds(*late_us);
+    }
+  }
   on_wire_ = true;
   source_->metrics().requests.fetch_add(1, std::memory_order_relaxed);
   source_->metrics().in_flight.add(1);
   return request;
 }
+
+bool HttpRead::follow(const Job& leader) {
+  const auto& other = static_cast<const HttpRead&>(leader);  // none but reads have a share_key
+  prepare();
+  const bool is_same = settings() == other.settings() &&
+                       source_->object().identity() == other.source_->object().identity() &&
+                       ranged_ == other.ranged_ && format_range() == other.format_range() &&
+                       conditional_ == other.conditional_ && condition_ == other.condition_ &&
+                       !redirected_to_ && !other.redirected_to_;
+  if (!is_same) {
+    if (!redirected_to_) --attempts_;
+    return false;
+  }
+  url_ = other.url_;
+  follows_ = true;
+  source_->metrics().reads_shared.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+void HttpRead::slow() { hedge_->begin_second(); }
 
 bool HttpRead::head(std::string_view line) {
   if (body_began_) return true;  // a trailer
@@ -281,16 +338,7 @@ bool HttpRead::deliver(ByteView bytes) {
 }
 
 std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
-  TransportMetrics& metrics = source_->metrics();
-  on_wire_ = false;
-  metrics.in_flight.add(-1);
-  metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
-  metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
-  metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
-  if (head_complete_) {
-    source_->experience().saw_answer(end.first_byte_us, body_nbytes_,
-                                     end.total_us - std::min(end.total_us, end.first_byte_us));
-  }
+  if (!follows_) count_exchange(end);
   if (end.thrown) std::rethrow_exception(end.thrown);
   if (complete_) return std::nullopt;
   if (end.fault == Fault::kDeadline) {
@@ -305,6 +353,19 @@ std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
     case Answer::kNone: break;
   }
   return retry_fault(end);
+}
+
+void HttpRead::count_exchange(const ExchangeEnd& end) {
+  TransportMetrics& metrics = source_->metrics();
+  on_wire_ = false;
+  metrics.in_flight.add(-1);
+  metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
+  metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
+  metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
+  if (head_complete_) {
+    source_->experience().saw_answer(end.first_byte_us, body_nbytes_,
+                                     end.total_us - std::min(end.total_us, end.first_byte_us));
+  }
 }
 
 std::optional<double> HttpRead::end_data(const ExchangeEnd& end) {
@@ -455,10 +516,10 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
 
 void HttpRead::finish(std::exception_ptr error) noexcept {
   if (on_wire_) source_->metrics().in_flight.add(-1);
-  if (error) {
+  if (error && !is_interruption(error)) {
     source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
-    error = add_name(std::move(error), source_->name());
   }
+  if (error) error = add_name(std::move(error), source_->name());
   sink_.done(std::move(error));
 }
 

@@ -17,12 +17,18 @@
 
 namespace torchnpy {
 
+class HedgedRead;
+
 class HttpRead final : public Job {
  public:
-  // `sink` lives until its done().
-  HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink);
+  // `sink` lives until its done(); `key` is what cancel_jobs() knows the read by, with the source.
+  // `hedge`: told when the answer is late.
+  HttpRead(std::shared_ptr<HttpSource> source, Range range, Sink& sink, const void* key,
+           std::shared_ptr<HedgedRead> hedge = nullptr);
 
   HttpRequest begin() override;
+  bool follow(const Job& leader) override;
+  void slow() override;
   bool head(std::string_view line) override;
   bool body(ByteView bytes) override;
   std::optional<double> ended(const ExchangeEnd& end) override;
@@ -32,7 +38,9 @@ class HttpRead final : public Job {
   // What is done with the body of the answer.
   enum class Answer { kNone, kData, kRedirect, kError, kOtherVersion };
 
+  void count_exchange(const ExchangeEnd& end);
   void rewind();
+  Headers prepare();
   std::string format_range() const;
   void clamp_to(uint64_t nbytes);
   bool accept_version(std::optional<uint64_t> nbytes);
@@ -56,6 +64,7 @@ class HttpRead final : public Job {
   const std::shared_ptr<HttpSource> source_;
   const Range range_;
   Sink& sink_;
+  const std::shared_ptr<HedgedRead> hedge_;
 
   // What is still to be read.
   bool suffix_ = false;  // the object's last range_.nbytes, wherever that begins
@@ -79,8 +88,10 @@ class HttpRead final : public Job {
   // The exchange that runs.
   std::string url_;
   bool on_wire_ = false;
+  bool follows_ = false;  // another read's
   bool ranged_ = false;
   bool conditional_ = false;
+  std::string condition_;  // the tag in If-Match
   std::string head_text_;
   HttpHead head_;  // views into head_text_
   bool head_complete_ = false;

@@ -72,7 +72,7 @@ struct TransportMetrics {
   Counter retries_checksum{0};
   Counter retries_learnt{0};  // a region, a clock, new credentials
   Counter redirects{0};       // followed
-  Counter errors{0};          // reads that ended with an error
+  Counter errors{0};          // reads that ended with an error, but for those that were cancelled
   Counter bytes_received{0};  // of bodies
   Counter connections_opened{0};
   Counter connections_reused{0};   // requests over a connection that was there

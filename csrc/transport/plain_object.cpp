@@ -62,6 +62,7 @@ class PlainObject final : public HttpObject {
   }
 
   const std::string& name() const override { return name_; }
+  const std::string& identity() const override { return url_; }
 
   HttpRequest make_request(Headers headers) override {
     headers.insert(headers.end(), options_->headers.begin(), options_->headers.end());

@@ -236,9 +236,13 @@ bool Reactor::enforce_timeouts() {
     if (deadline <= now_ || stall <= now_) {
       conclude(*slot, CURLE_OK, deadline <= now_ ? Fault::kDeadline : Fault::kStall);
       any = true;
-    } else {
-      next_check_ = std::min({next_check_, deadline, stall});
+      continue;
     }
+    if (slot->job->slow_at <= now_) {
+      slot->job->slow_at = Clock::time_point::max();
+      if (!slot->answered) slot->job->slow();
+    }
+    next_check_ = std::min({next_check_, deadline, stall, slot->job->slow_at});
   }
   return any;
 }
@@ -250,8 +254,17 @@ void Reactor::drop_jobs(bool all) {
     job->finish(interrupted());
   }
   for (const std::unique_ptr<Slot>& slot : slots_) {
+    std::erase_if(slot->followers, [&](std::unique_ptr<Job>& job) {
+      if (!all && !engine_.is_cancelled(*job)) return false;
+      engine_.retire(*job, std::nullopt);
+      job->finish(interrupted());
+      return true;
+    });
     if (slot->job == nullptr || !(all || engine_.is_cancelled(*slot->job))) continue;
     curl_multi_remove_handle(multi_, slot->easy);
+    ExchangeEnd end;
+    end.fault = Fault::kReset;
+    for (auto& job : std::exchange(slot->followers, {})) conclude_follower(std::move(job), end);
     end_job(*slot, interrupted());
   }
   std::vector<Delayed> kept;
@@ -388,12 +401,12 @@ void Reactor::begin_exchange(Slot& slot) {
   }
   if (error) return end_job(slot, std::move(error));
   slot.detail[0] = '\0';
-  slot.sent = false;
+  slot.sent = slot.answered = false;
   slot.stopped = false;
   slot.thrown = nullptr;
   slot.last_progress = now_;
-  next_check_ = std::min(
-      {next_check_, slot.job->deadline, now_ + to_duration(slot.settings->stall_timeout_s)});
+  next_check_ = std::min({next_check_, slot.job->deadline, slot.job->slow_at,
+                          now_ + to_duration(slot.settings->stall_timeout_s)});
   if (curl_multi_add_handle(multi_, slot.easy) != CURLM_OK) {
     end_job(slot, std::make_exception_ptr(TransportError("libcurl cannot start a transfer")));
   }
@@ -402,7 +415,6 @@ void Reactor::begin_exchange(Slot& slot) {
 void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   curl_multi_remove_handle(multi_, slot.easy);
   ExchangeEnd end;
-  end.thrown = std::move(slot.thrown);
   end.stopped = slot.stopped;
   if (fault == Fault::kNone && !slot.stopped && code != CURLE_OK) {
     end.detail = slot.detail[0] != '\0' ? slot.detail : curl_easy_strerror(code);
@@ -423,14 +435,22 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   end.connections_opened = static_cast<uint64_t>(connections);
   end.first_byte_us = static_cast<uint64_t>(first_byte_us);
   end.total_us = static_cast<uint64_t>(total_us);
+  auto followers = std::exchange(slot.followers, {});
   std::optional<double> again_s;
   std::exception_ptr error;
   try {
+    end.thrown = std::move(slot.thrown);
     again_s = slot.job->ended(end);
   } catch (...) {
     error = std::current_exception();
   }
   end.thrown = nullptr;
+  if (!followers.empty()) {
+    // Those that want more than the leader did get it from an exchange of their own.
+    if (std::exchange(end.stopped, false)) end.fault = Fault::kReset;
+    end.connections_opened = 0;
+    for (auto& job : followers) conclude_follower(std::move(job), end);
+  }
   if (!again_s) return end_job(slot, std::move(error));
   if (*again_s <= 0) return begin_exchange(slot);
   engine_.release(index_, *slot.job);
@@ -443,6 +463,61 @@ void Reactor::end_job(Slot& slot, std::exception_ptr error) {
   const std::unique_ptr<Job> job = std::move(slot.job);
   idle_.push_back(&slot);
   engine_.retire(*job, index_);
+  job->finish(std::move(error));
+}
+
+// The first byte of an answer has come: whoever wants the same joins now or not at all.
+void Reactor::take_followers(Slot& slot) {
+  slot.answered = true;
+  if (slot.job->share_key == 0) return;
+  for (std::unique_ptr<Job>& job : engine_.take_followers(*slot.job, index_)) {
+    bool follows = false;
+    try {
+      follows = job->follow(*slot.job);
+    } catch (...) {
+      ExchangeEnd end;
+      end.thrown = std::current_exception();
+      conclude_follower(std::move(job), end);
+      continue;
+    }
+    if (follows) {
+      slot.followers.push_back(std::move(job));
+    } else {
+      delayed_.push_back({now_, std::move(job)});
+    }
+  }
+}
+
+// What came, to the followers; one that has enough, or fails, leaves.
+template <typename Call>
+void Reactor::tell_followers(Slot& slot, Call call) {
+  for (size_t i = 0; i < slot.followers.size();) {
+    ExchangeEnd end;
+    try {
+      end.stopped = !call(*slot.followers[i]);
+    } catch (...) {
+      end.thrown = std::current_exception();
+    }
+    if (!end.stopped && !end.thrown) {
+      ++i;
+      continue;
+    }
+    std::unique_ptr<Job> job = std::move(slot.followers[i]);
+    slot.followers.erase(slot.followers.begin() + static_cast<std::ptrdiff_t>(i));
+    conclude_follower(std::move(job), end);
+  }
+}
+
+void Reactor::conclude_follower(std::unique_ptr<Job> job, const ExchangeEnd& end) {
+  std::optional<double> again_s;
+  std::exception_ptr error;
+  try {
+    again_s = job->ended(end);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (again_s) return delayed_.push_back({now_ + to_duration(*again_s), std::move(job)});
+  engine_.retire(*job, std::nullopt);
   job->finish(std::move(error));
 }
 
@@ -462,13 +537,17 @@ bool Reactor::guard(Slot& slot, Call call) {
 size_t Reactor::on_head(char* data, size_t size, size_t count, void* context) {
   Slot& slot = *static_cast<Slot*>(context);
   const size_t nbytes = size * count;
-  return guard(slot, [&](Job& job) { return job.head({data, nbytes}); }) ? nbytes : 0;
+  const std::string_view line{data, nbytes};
+  if (!slot.answered) slot.reactor->take_followers(slot);
+  slot.reactor->tell_followers(slot, [&](Job& job) { return job.head(line); });
+  return guard(slot, [&](Job& job) { return job.head(line); }) ? nbytes : 0;
 }
 
 size_t Reactor::on_body(char* data, size_t size, size_t count, void* context) {
   Slot& slot = *static_cast<Slot*>(context);
   const size_t nbytes = size * count;
   const ByteView bytes{reinterpret_cast<const uint8_t*>(data), nbytes};
+  slot.reactor->tell_followers(slot, [&](Job& job) { return job.body(bytes); });
   return nbytes == 0 || guard(slot, [&](Job& job) { return job.body(bytes); }) ? nbytes : 0;
 }
 

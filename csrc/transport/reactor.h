@@ -39,6 +39,7 @@ class Reactor {
     Reactor* reactor = nullptr;
     CURL* easy = nullptr;
     std::unique_ptr<Job> job;
+    std::vector<std::unique_ptr<Job>> followers;     // that the exchange answers, too
     std::shared_ptr<const EngineSettings> settings;  // that `easy` is set up for
     const std::string* proxy = nullptr;              // of `settings`, likewise
     long buffer_nbytes = 0;
@@ -46,7 +47,8 @@ class Reactor {
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};
-    bool sent = false;  // else still connecting, which libcurl times
+    bool sent = false;      // else still connecting, which libcurl times
+    bool answered = false;  // a byte of an answer has come
     Job::Clock::time_point last_progress;
     std::exception_ptr thrown;
     bool stopped = false;
@@ -71,6 +73,10 @@ class Reactor {
   void begin_exchange(Slot& slot);
   void conclude(Slot& slot, CURLcode code, Fault fault);
   void end_job(Slot& slot, std::exception_ptr error);
+  void take_followers(Slot& slot);
+  template <typename Call>
+  void tell_followers(Slot& slot, Call call);
+  void conclude_follower(std::unique_ptr<Job> job, const ExchangeEnd& end);
 
   template <typename Call>
   static bool guard(Slot& slot, Call call);

@@ -54,6 +54,16 @@ TEST(Experience, PartsTakeAtLeastAsLongToComeAsToBeAskedFor) {
               static_cast<double>(4 * kMiB), 100.0 * kKiB);
 }
 
+TEST(Experience, LateIsWhatOneAnswerInTwentyIs) {
+  Experience experience;
+  for (int i = 0; i < 31; ++i) experience.saw_answer(1000, 10, 1);
+  EXPECT_FALSE(experience.late_us());
+  for (int i = 0; i < 225; ++i) experience.saw_answer(i % 10 == 0 ? 90'000 : 1000, 10, 1);
+  EXPECT_EQ(experience.late_us(), 90'000u);
+  for (int i = 0; i < 256; ++i) experience.saw_answer(i % 50 == 0 ? 90'000 : 2000, 10, 1);
+  EXPECT_EQ(experience.late_us(), 2000u);
+}
+
 TEST(Experience, PartsOfOneObjectAreManyWhereAnswersAreLate) {
   Experience experience;
   EXPECT_EQ(experience.parts_in_flight(2), 16u);

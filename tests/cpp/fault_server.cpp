@@ -173,6 +173,9 @@ Step FaultServer::take_step(const Request& request) {
 
 // False when the connection is over.
 bool FaultServer::answer(Connection& connection, const Request& request, const Step& step) {
+  for (int waited_ms = 0; waited_ms < step.delay_ms && !stopping_; ++waited_ms) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   if (step.reset_at == SIZE_MAX) return reset(connection), false;
   if (step.close_at == SIZE_MAX) return false;
   const std::string& object = step.object;

@@ -28,6 +28,7 @@ struct Step {
   std::string content_range{};  // said in place of the true one; "-": none
   std::optional<size_t> claim_nbytes{};  // Content-Length, in place of the true one
   size_t extra_nbytes = 0;               // zeros sent after the body
+  int delay_ms = 0;                      // before the answer
   // What happens after so many bytes of the body; SIZE_MAX: before the head.
   std::optional<size_t> reset_at{};  // RST
   std::optional<size_t> close_at{};  // FIN
