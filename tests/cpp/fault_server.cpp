@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -125,6 +126,8 @@ void FaultServer::accept_connections() {
   while (!stopping_) {
     const int accepted = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
     if (accepted < 0) continue;
+    const int on = 1;  // or a body that is sent after its head waits for the client's next packet
+    setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     ++connections_count_;
     const std::lock_guard lock(mutex_);
     Connection& connection = connections_.emplace_back();
