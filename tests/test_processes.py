@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trustme
 from servers.http import ObjectServer, cut
+from servers.nginx import Nginx
 from servers.s3 import S3Server
 from support import noise, npy, run_script, start_script
 from torch.utils.data import DataLoader
@@ -86,6 +88,45 @@ def test_forks_with_transfers_in_flight_hang_nobody(
         *urls,
     )
     assert out == "True\n"
+
+
+def test_forks_during_tls_handshakes_hang_nobody(
+    tmp_path: Path, authority: trustme.CA, ca_file: str
+) -> None:
+    """A child that inherits a lock of OpenSSL's would wait for ever in its own handshake."""
+    # Every fifth request takes a new connection; the server has OpenSSL in a process of its own.
+    with Nginx(tmp_path, authority, keepalive_requests=5) as tls_nginx:
+        urls = [tls_nginx.put(f"{i}.npy", npy(ARRAY + i)) for i in range(8)]
+        out = run_script(
+            """
+            import os, signal, sys, threading, numpy as np, torchnpy as tnp
+            urls, client = sys.argv[2:], tnp.Client(ca_bundle=sys.argv[1], part_nbytes=20_000)
+            first = tnp.load(urls[0], client=client).numpy()
+            stop = threading.Event()
+
+            def work():
+                while not stop.is_set():
+                    tnp.load_many(urls, client=client)
+
+            threads = [threading.Thread(target=work) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for i in range(80):
+                child = os.fork()
+                if child == 0:
+                    signal.alarm(30)
+                    x = tnp.load(urls[i % 8], client=client)
+                    os._exit(0 if np.array_equal(x, first + i % 8) else 1)
+                assert os.waitpid(child, 0)[1] == 0, i
+            stop.set()
+            for thread in threads:
+                thread.join()
+            print("whole")
+            """,
+            ca_file,
+            *urls,
+        )
+    assert out == "whole\n"
 
 
 def test_a_fork_leaves_the_parents_connections_alone(server: ObjectServer) -> None:

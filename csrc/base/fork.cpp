@@ -3,6 +3,8 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
+#include <thread>
 
 namespace torchnpy {
 namespace {
@@ -14,15 +16,45 @@ std::mutex& mutex() {
   return *instance;
 }
 
+std::atomic<int> forking{0};         // threads in fork()
+std::atomic<int> inside_no_fork{0};  // NoForkScopes
+
+void wait_a_little() { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
+
+// Before the mutex: those inside may want it.
+void before_fork() {
+  ++forking;
+  for (int waits = 0; inside_no_fork != 0 && waits < 20'000; ++waits) wait_a_little();
+  mutex().lock();
+}
+
+void after_fork_in_parent() {
+  mutex().unlock();
+  --forking;
+}
+
+void after_fork_in_child() {
+  forks.fetch_add(1, std::memory_order_relaxed);
+  forking = inside_no_fork = 0;  // those were other threads
+  mutex().unlock();
+}
+
 // Registered when the library is loaded: a handler registered at first use would miss a
 // fork that races with that use.
-const int registered = pthread_atfork([] { mutex().lock(); }, [] { mutex().unlock(); },
-                                      [] {
-                                        forks.fetch_add(1, std::memory_order_relaxed);
-                                        mutex().unlock();
-                                      });
+const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 }  // namespace
+
+NoForkScope::NoForkScope() {
+  while (true) {
+    ++inside_no_fork;
+    if (forking == 0) return;
+    --inside_no_fork;
+    while (forking != 0) wait_a_little();
+  }
+}
+
+NoForkScope::~NoForkScope() { --inside_no_fork; }
 
 std::mutex& process_mutex() { return mutex(); }
 

@@ -17,6 +17,17 @@ std::mutex& process_mutex();
 // sockets are shared with it.
 uint64_t fork_count();
 
+// Work that fork() must not cut in two: that of libraries whose locks a child would inherit
+// locked, for ever. fork() waits until no thread is inside, a second at most, and threads that
+// want to enter wait until the fork is done.
+class NoForkScope {
+ public:
+  NoForkScope();
+  ~NoForkScope();
+  NoForkScope(const NoForkScope&) = delete;
+  NoForkScope& operator=(const NoForkScope&) = delete;
+};
+
 // Counts threads that are inside something. Those of the parent do not exist in a forked
 // child, which starts from zero.
 class ThreadCount {

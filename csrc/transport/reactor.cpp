@@ -118,7 +118,7 @@ void Reactor::start() {
   if (multi_ == nullptr) {
     throw std::system_error(std::make_error_code(std::errc::not_enough_memory));
   }
-  curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_NOTHING);
+  curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);  // where HTTP/2 is asked for
   // Signals are for the program's own threads; SIGPIPE would end it.
   sigset_t all;
   sigset_t before;
@@ -149,22 +149,30 @@ bool Reactor::prepare_sleep(const JobQueue& queue) {
 }
 
 void Reactor::run() noexcept {
-  while (true) {
-    now_ = Clock::now();
-    if (attention_.exchange(false)) {
-      if (engine_.is_stopping()) break;
-      drop_jobs(false);
-    }
-    requeue_due_jobs();
-    start_jobs();
-    int running = 0;
-    curl_multi_perform(multi_, &running);
+  while (!stopping_) {
     // A slot that is free while there is work costs more than asking twice.
-    if (collect_finished() || enforce_timeouts()) continue;
-    if (engine_.may_sleep(*this)) sleep();
+    if (!step() && engine_.may_sleep(*this)) sleep();
   }
+  const NoForkScope scope;
   drop_jobs(true);
   clean_up();
+}
+
+// True when it may have made room for more. OpenSSL's locks are taken inside, and never waited for
+// outside.
+bool Reactor::step() {
+  const NoForkScope scope;
+  now_ = Clock::now();
+  if (attention_.exchange(false)) {
+    stopping_ = engine_.is_stopping();
+    if (stopping_) return true;
+    drop_jobs(false);
+  }
+  requeue_due_jobs();
+  start_jobs();
+  int running = 0;
+  curl_multi_perform(multi_, &running);
+  return collect_finished() || enforce_timeouts();
 }
 
 void Reactor::sleep() {
@@ -326,7 +334,9 @@ void Reactor::apply_settings(Slot& slot) {
   set(CURLOPT_FOLLOWLOCATION, 0L);  // libcurl would carry signed headers to the new host
   set(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
   set(CURLOPT_PATH_AS_IS, 1L);  // "a/../b" is a key of its own
-  set(CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
+  set(CURLOPT_HTTP_VERSION,
+      static_cast<long>(settings.http2 ? CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
+  set(CURLOPT_PIPEWAIT, settings.http2 ? 1L : 0L);  // for a connection that can be shared
   set(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
   set(CURLOPT_USERAGENT, "torchnpy");
   set(CURLOPT_TCP_NODELAY, 1L);

@@ -59,6 +59,7 @@ class Reactor {
   };
 
   void run() noexcept;
+  bool step();
   void sleep();
   void start_jobs();
   void requeue_due_jobs();
@@ -97,6 +98,7 @@ class Reactor {
   Job::Clock::time_point now_;
   Job::Clock::time_point next_check_ = Job::Clock::time_point::max();  // of stalls and deadlines
   long max_connections_ = 0;
+  bool stopping_ = false;
 };
 
 }  // namespace torchnpy

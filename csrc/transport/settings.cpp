@@ -63,6 +63,7 @@ std::shared_ptr<const EngineSettings> make_engine_settings(const ClientOptions& 
   settings->connect_timeout_s = options.connect_timeout_s;
   settings->stall_timeout_s = options.stall_timeout_s;
   settings->verify_tls = options.verify_tls;
+  settings->http2 = options.http2;
   CaBundle bundle = find_ca_bundle(options);
   settings->ca_file = std::move(bundle.file);
   settings->ca_directory = std::move(bundle.directory);

@@ -16,6 +16,7 @@ struct EngineSettings {
   double connect_timeout_s = 5;
   double stall_timeout_s = 30;
   bool verify_tls = true;
+  bool http2 = false;
   std::string ca_file;  // both empty: libcurl's own default
   std::string ca_directory;
   std::string http_proxy;  // "": none

@@ -221,7 +221,8 @@ TEST_P(EngineFork, ChildReadsWhileTheParentsReadsGoOn) {
   GTEST_SKIP() << "a fork inherits AddressSanitizer's own locks, held by the parent's threads";
 #endif
   if (GetParam()) {
-    GTEST_SKIP() << "a fork inherits OpenSSL's locks, which the server's threads here hold, too";
+    GTEST_SKIP() << "a fork waits for the engine's TLS, not for that of the server's threads here; "
+                    "test_processes.py has the server in a process of its own";
   }
   const std::string object = make_object(4'000'000);
   FaultServer server(object, {kGood}, GetParam());
