@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "transport/utf8.h"
 
 namespace torchnpy {
@@ -131,6 +132,11 @@ HttpRequest HttpRead::begin() {
   }
   if (redirected_to_) request.url = redirected_to_->request();
   url_ = request.url;
+  if (log_enabled()) {
+    method_ = request.method;
+    asked_range_ = ranged_ ? format_range() : "";
+    sent_ = Clock::now();
+  }
   on_wire_ = true;
   source_->metrics().requests.fetch_add(1, std::memory_order_relaxed);
   source_->metrics().in_flight.add(1);
@@ -276,12 +282,54 @@ bool HttpRead::deliver(ByteView bytes) {
 }
 
 std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
-  TransportMetrics& metrics = source_->metrics();
   on_wire_ = false;
+  count_exchange(end);
+  if (method_.empty() || !log_enabled()) return conclude(end);
+  retry_reason_.clear();
+  const std::string line = format_exchange(end);  // before a retry forgets it
+  try {
+    const std::optional<double> again_s = conclude(end);
+    log_debug(retry_reason_.empty()
+                  ? line
+                  : fmt::format("{}; again in {:.3f} s: {}", line, *again_s, retry_reason_));
+    return again_s;
+  } catch (const std::exception& error) {
+    log_debug(fmt::format("{}; failed: {}", line, error.what()));
+    throw;
+  }
+}
+
+void HttpRead::count_exchange(const ExchangeEnd& end) {
+  TransportMetrics& metrics = source_->metrics();
   metrics.in_flight.add(-1);
   metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
   metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
+  if (end.first_byte_us == 0) return;
+  // It had an answer: over a connection of before, unless it opened one.
+  if (end.connections_opened == 0) {
+    metrics.connections_reused.fetch_add(1, std::memory_order_relaxed);
+  }
   metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
+  metrics.first_byte.add(end.first_byte_us);
+}
+
+// One line for people, without secrets: neither headers nor a query.
+std::string HttpRead::format_exchange(const ExchangeEnd& end) const {
+  std::string line = fmt::format("{} {}", method_, source_->name());
+  if (redirected_to_) line += fmt::format(" at {}", redirected_to_->display());
+  if (ranged_) line += fmt::format(" {}", asked_range_);
+  line += head_complete_ ? fmt::format(": HTTP {}", head_.status) : ": no answer";
+  line += fmt::format(", {} bytes", body_nbytes_);
+  if (end.first_byte_us != 0) {
+    line += fmt::format(", {} connection, first byte {:.1f} ms",
+                        end.connections_opened == 0 ? "known" : "new",
+                        static_cast<double>(end.first_byte_us) * 1e-3);
+  }
+  const std::chrono::duration<double, std::milli> total = Clock::now() - sent_;
+  return line + fmt::format(", total {:.1f} ms, attempt {}", total.count(), attempts_);
+}
+
+std::optional<double> HttpRead::conclude(const ExchangeEnd& end) {
   if (end.thrown) std::rethrow_exception(end.thrown);
   if (complete_) return std::nullopt;
   if (end.fault == Fault::kDeadline) {
@@ -325,7 +373,7 @@ std::optional<double> HttpRead::end_error() {
     ++immediate_retries_;
     redirected_to_.reset();
     crossed_origin_ = false;
-    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    count_retry(source_->metrics().retries_learnt, reason);
     return 0;
   }
   // What was learnt too often did not help.
@@ -333,7 +381,8 @@ std::optional<double> HttpRead::end_error() {
     fail(reason, kind_of(head_.status));
   }
   return retry(reason, kind_of(head_.status),
-               parse_retry_after(head_.retry_after, head_.date).value_or(0));
+               parse_retry_after(head_.retry_after, head_.date).value_or(0),
+               source_->metrics().retries_status);
 }
 
 // 416: the object ends before the range begins; an empty one always does.
@@ -346,6 +395,7 @@ std::optional<double> HttpRead::end_unsatisfiable() {
   } else if (suffix_ || position_ == 0) {
     // Only an empty object has no first byte; that the server means this, its 200 shows.
     without_range_ = true;
+    count_retry(source_->metrics().retries_learnt, "HTTP 416 without a size");
     return 0;
   }
   fail(fmt::format("HTTP 416 ({}) for {}", clean(head_.reason), format_range()));
@@ -382,7 +432,7 @@ double HttpRead::restart() {
     redirected_to_.reset();
     crossed_origin_ = false;
     rewind();
-    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    count_retry(source_->metrics().retries_changed, "the object changed");
     return 0;
   }
   fail("expected the object to stay the same but it changed while it was read; load it again",
@@ -390,23 +440,27 @@ double HttpRead::restart() {
 }
 
 double HttpRead::retry_fault(const ExchangeEnd& end) {
+  TransportMetrics& metrics = source_->metrics();
   const std::string detail = end.detail.empty() ? "" : fmt::format(" ({})", clean(end.detail));
   switch (end.fault) {
-    case Fault::kDns: return retry("the host name was not resolved" + detail, Kind::kOther, 0);
+    case Fault::kDns:
+      return retry("the host name was not resolved" + detail, Kind::kOther, 0,
+                   metrics.retries_connection);
     case Fault::kConnect:
       return retry((end.system_error == 0 ? "no connection"
                                           : std::system_category().message(end.system_error)) +
                        detail,
-                   Kind::kOther, 0);
-    case Fault::kTimeout: return retry("timed out" + detail, Kind::kTimeout, 0);
+                   Kind::kOther, 0, metrics.retries_connection);
+    case Fault::kTimeout:
+      return retry("timed out" + detail, Kind::kTimeout, 0, metrics.retries_timeout);
     case Fault::kStall:
       return retry(fmt::format("stalled: no byte for {} s", settings()->stall_timeout_s),
-                   Kind::kTimeout, 0);
+                   Kind::kTimeout, 0, metrics.retries_timeout);
     case Fault::kShortBody:
       return retry(expected_nbytes_ ? fmt::format("expected a body of {} bytes but found {}",
                                                   *expected_nbytes_, body_nbytes_)
                                     : "the body was cut short" + detail,
-                   Kind::kOther, 0);
+                   Kind::kOther, 0, metrics.retries_connection);
     case Fault::kTls: fail("TLS failed" + detail);
     case Fault::kBadRequest: fail("the request cannot be sent" + detail);
     case Fault::kOther: fail("the transfer failed" + detail);
@@ -414,11 +468,12 @@ double HttpRead::retry_fault(const ExchangeEnd& end) {
     case Fault::kReset:
     case Fault::kDeadline: break;
   }
-  return retry("the connection was lost" + detail, Kind::kOther, 0);
+  return retry("the connection was lost" + detail, Kind::kOther, 0, metrics.retries_connection);
 }
 
 // Decorrelated jitter: clients that failed together do not come back together.
-double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s) {
+double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s,
+                       TransportMetrics::Counter& counter) {
   const ClientOptions& options = source_->options();
   backoff_s_ = std::min(kMaxBackoff_s, draw(options.backoff_s, backoff_s_ * 3));
   const double delay_s = std::max(backoff_s_, at_least_s);
@@ -430,8 +485,14 @@ double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s) 
   redirected_to_.reset();
   crossed_origin_ = false;
   redirects_ = 0;
-  source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+  count_retry(counter, reason);
   return delay_s;
+}
+
+void HttpRead::count_retry(TransportMetrics::Counter& counter, const std::string& reason) {
+  source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+  counter.fetch_add(1, std::memory_order_relaxed);
+  if (log_enabled()) retry_reason_ = reason;
 }
 
 double HttpRead::elapsed_s() const {
@@ -446,6 +507,8 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
 
 void HttpRead::finish(std::exception_ptr error) noexcept {
   if (on_wire_) source_->metrics().in_flight.add(-1);
+  source_->metrics().total.add(static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - made_).count()));
   if (error) {
     source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
     error = add_name(std::move(error), source_->name());
