@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "archive/parts.h"
+#include "archive/whole_check.h"
 #include "base/error.h"
 
 namespace torchnpy {
@@ -56,12 +57,14 @@ struct NpyLoader::State final : Sink {
   std::shared_ptr<Source> source;
   Allocator& allocator;
   const NpyLoadOptions options;
-  enum class Stage { kStart, kFirstRead, kParts, kDone } stage = Stage::kStart;
+  enum class Stage { kStart, kFirstRead, kParts, kCheck, kDone } stage = Stage::kStart;
   std::optional<NpyHeader> header;
   Destination destination;
   bool is_view = false;
   uint64_t filled_end = 0;  // the first read has filled the destination up to here
   Parts parts;
+  Workers* workers = nullptr;
+  std::optional<WholeCheck> check;  // where the store has a checksum of what is loaded
 
   // The start of the object, until the header is parsed; afterwards a place for bytes that
   // nobody wants.
@@ -72,10 +75,23 @@ struct NpyLoader::State final : Sink {
     switch (stage) {
       case Stage::kStart: return next_start();
       case Stage::kFirstRead: return next_parts();
-      case Stage::kParts: parts.check(); [[fallthrough]];
+      case Stage::kParts: return next_check();
+      case Stage::kCheck: check->compare(source->name()); [[fallthrough]];
       case Stage::kDone: stage = Stage::kDone; return {};
     }
     return {};
+  }
+
+  bool wants_checksum() const {
+    return source->asks_checksum() && !options.rows && !options.header_only;
+  }
+
+  std::vector<Read> next_check() {
+    parts.check();
+    stage = check ? Stage::kCheck : Stage::kDone;
+    if (!check) return {};
+    if (check->start(destination.memory.bytes, workers)) return {};
+    return next();
   }
 
   std::vector<Read> next_start() {
@@ -91,13 +107,15 @@ struct NpyLoader::State final : Sink {
       }
     }
     stage = Stage::kFirstRead;
-    return {{Range{0, kFirstReadNbytes}, this}};
+    // Stores send the checksum only with an answer that was asked for without a range.
+    return {{wants_checksum() ? Range{} : Range{0, kFirstReadNbytes}, this}};
   }
 
   std::vector<Read> next_parts() {
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
-    return parts.plan(destination, filled_end, destination.end, options.part_nbytes);
+    auto reads = parts.plan(destination, filled_end, destination.end, options.part_nbytes);
+    return reads.empty() ? next() : reads;
   }
 
   // Parses the header and finds what is wanted of the data. Nothing is allocated before the
@@ -141,6 +159,10 @@ struct NpyLoader::State final : Sink {
       return MutableBytes(scratch).subspan(scratch_nbytes,
                                            std::min(want, scratch.size() - scratch_nbytes));
     }
+    if (offset >= kFirstReadNbytes && wants_checksum() && offset < destination.end &&
+        destination.end - offset > options.part_nbytes) {
+      return {};  // the parts come over many connections
+    }
     const MutableBytes wanted = destination.room(offset, want);
     if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
     const uint64_t unwanted_end = offset < destination.begin ? destination.begin : kFirstReadNbytes;
@@ -158,6 +180,7 @@ struct NpyLoader::State final : Sink {
     const std::optional<uint64_t> data_offset = find_npy_data_offset(prefix);
     if (!data_offset || prefix.size() < *data_offset) return;
     read_header(prefix);
+    begin_check(prefix.first(*data_offset));
     destination.memory = allocate(destination.end - destination.begin);
     filled_end = std::clamp<uint64_t>(prefix.size(), destination.begin, destination.end);
     if (filled_end > destination.begin) {
@@ -166,7 +189,16 @@ struct NpyLoader::State final : Sink {
     }
   }
 
+  // What is in front of the array; nothing may be behind it.
+  void begin_check(ByteView front) {
+    if (!wants_checksum() || source->nbytes() != destination.end) return;
+    if (const std::optional<Checksum> expected = source->checksum()) {
+      check.emplace(*expected, front);
+    }
+  }
+
   bool restart() override {
+    check.reset();
     header.reset();
     destination = {};
     parts = {};
@@ -182,6 +214,7 @@ NpyLoader::NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLo
     : state_(std::make_unique<State>(std::move(source), allocator, options)) {}
 NpyLoader::~NpyLoader() = default;
 Source& NpyLoader::source() { return *state_->source; }
+void NpyLoader::attach(Workers& workers) { state_->workers = &workers; }
 std::vector<Read> NpyLoader::next() { return state_->next(); }
 bool NpyLoader::restart() {
   state_->stage = State::Stage::kStart;

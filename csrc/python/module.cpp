@@ -159,6 +159,7 @@ const char* transport_class(const TransportError& error) {
     case TransportError::Kind::kDenied: return "AccessDeniedError";
     case TransportError::Kind::kTimeout: return "TransportTimeoutError";
     case TransportError::Kind::kChanged:
+    case TransportError::Kind::kDamaged:
     case TransportError::Kind::kOther: break;
   }
   return "TransportError";

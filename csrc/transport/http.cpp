@@ -1,5 +1,7 @@
 #include "transport/http.h"
 
+#include <fmt/format.h>
+
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -8,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/log.h"
 #include "base/wait.h"
 #include "transport/engine.h"
 #include "transport/http_read.h"
@@ -50,6 +53,11 @@ std::optional<uint64_t> HttpSource::nbytes() const {
   return version_ == nullptr ? std::nullopt : version_->nbytes;
 }
 
+std::optional<Checksum> HttpSource::checksum() const {
+  const std::lock_guard lock(process_mutex());
+  return version_ == nullptr ? std::nullopt : version_->checksum;
+}
+
 std::shared_ptr<const Version> HttpSource::version() const {
   const std::lock_guard lock(process_mutex());
   return version_;
@@ -72,6 +80,14 @@ std::shared_ptr<const Version> HttpSource::pin(const VersionSeen& seen, bool fir
   return version_;
 }
 
+void HttpSource::learn_checksum(const Checksum& checksum) {
+  const std::lock_guard lock(process_mutex());
+  if (version_ == nullptr) return;
+  Version known = *version_;
+  known.checksum = checksum;
+  version_ = std::make_shared<const Version>(std::move(known));
+}
+
 bool HttpSource::unpin(bool pinned) {
   const std::lock_guard lock(process_mutex());
   if (pinned_reads_ > (pinned ? 1 : 0)) return false;
@@ -84,6 +100,14 @@ void HttpSource::forget() {
   const std::lock_guard lock(process_mutex());
   version_ = nullptr;
   pinned_reads_ = 0;
+}
+
+void HttpSource::discard() {
+  metrics_->retries.fetch_add(1, std::memory_order_relaxed);
+  metrics_->retries_checksum.fetch_add(1, std::memory_order_relaxed);
+  if (log_enabled())
+    log_debug(fmt::format("{}: again from its first byte: its checksum does not match", name()));
+  forget();
 }
 
 void HttpSource::start(Range range, Sink& sink) {

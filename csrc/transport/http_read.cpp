@@ -179,6 +179,11 @@ void HttpRead::accept_head() {
   response.status = head_.status;
   response.headers = parse_headers(head_text_, false);
   source_->object().accept(response);
+  // Only of an answer that is asked for without a range is it sure that it is of the whole object.
+  if (ranged_ || head_.status != 200) return;
+  if (const auto checksum = source_->object().find_checksum(response)) {
+    source_->learn_checksum(*checksum);
+  }
 }
 
 // False when the answer is from another version than what was read before.

@@ -26,6 +26,7 @@ struct Version {
   std::optional<uint64_t> nbytes;
   std::string etag;
   std::string modified;
+  std::optional<Checksum> checksum{};
 
   // False where both say something and it differs.
   bool matches(const VersionSeen& seen) const;
@@ -49,6 +50,9 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
   void forget() override;
+  bool asks_checksum() const override { return object_->asks_checksum(); }
+  std::optional<Checksum> checksum() const override;
+  void discard() override;
 
   HttpObject& object() const { return *object_; }
   const ClientOptions& options() const { return *options_; }
@@ -60,6 +64,8 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   // Pins the version that the first answer shows. The pinned version, or nullptr when
   // `seen` is another one. `first`: the caller's first answer.
   std::shared_ptr<const Version> pin(const VersionSeen& seen, bool first);
+  // The checksum that an answer of the pinned version has.
+  void learn_checksum(const Checksum& checksum);
   // Forgets the version; false when other reads than the caller's rest on it. `pinned`: the
   // caller's does.
   bool unpin(bool pinned);
