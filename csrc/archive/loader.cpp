@@ -65,6 +65,7 @@ struct NpyLoader::State final : Sink {
   Parts parts;
   Workers* workers = nullptr;
   std::optional<WholeCheck> check;  // where the store has a checksum of what is loaded
+  Destination tail;                 // with a check: what comes after the array
 
   // The start of the object, until the header is parsed; afterwards a place for bytes that
   // nobody wants.
@@ -90,7 +91,7 @@ struct NpyLoader::State final : Sink {
     parts.check();
     stage = check ? Stage::kCheck : Stage::kDone;
     if (!check) return {};
-    if (check->start(destination.memory.bytes, workers)) return {};
+    if (check->start(destination.memory.bytes, tail.memory.bytes, workers)) return {};
     return next();
   }
 
@@ -115,6 +116,10 @@ struct NpyLoader::State final : Sink {
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
     auto reads = parts.plan(destination, filled_end, destination.end, options.part_nbytes);
+    if (check) {
+      const uint64_t begin = std::max(filled_end, tail.begin);
+      reads = parts.plan(tail, begin, tail.end, options.part_nbytes);  // those before, too
+    }
     return reads.empty() ? next() : reads;
   }
 
@@ -159,11 +164,13 @@ struct NpyLoader::State final : Sink {
       return MutableBytes(scratch).subspan(scratch_nbytes,
                                            std::min(want, scratch.size() - scratch_nbytes));
     }
-    if (offset >= kFirstReadNbytes && wants_checksum() && offset < destination.end &&
-        destination.end - offset > options.part_nbytes) {
+    const uint64_t end = check ? tail.end : destination.end;
+    if (offset >= kFirstReadNbytes && wants_checksum() && offset < end &&
+        end - offset > options.part_nbytes) {
       return {};  // the parts come over many connections
     }
-    const MutableBytes wanted = destination.room(offset, want);
+    MutableBytes wanted = destination.room(offset, want);
+    if (wanted.empty() && check) wanted = tail.room(offset, want);
     if (!wanted.empty() || offset >= kFirstReadNbytes) return wanted;
     const uint64_t unwanted_end = offset < destination.begin ? destination.begin : kFirstReadNbytes;
     scratch.resize(std::min<uint64_t>(want, unwanted_end - offset));
@@ -172,7 +179,8 @@ struct NpyLoader::State final : Sink {
 
   void filled(uint64_t offset, size_t nbytes) override {
     if (header) {
-      if (offset >= destination.begin && offset < destination.end) filled_end = offset + nbytes;
+      const uint64_t end = check ? tail.end : destination.end;
+      if (offset >= destination.begin && offset < end) filled_end = offset + nbytes;
       return;
     }
     scratch_nbytes += nbytes;
@@ -187,18 +195,27 @@ struct NpyLoader::State final : Sink {
       std::memcpy(destination.memory.bytes.data(), &prefix[destination.begin],
                   filled_end - destination.begin);
     }
+    if (check && prefix.size() > tail.begin) {
+      filled_end = std::min<uint64_t>(prefix.size(), tail.end);
+      std::memcpy(tail.memory.bytes.data(), &prefix[tail.begin], filled_end - tail.begin);
+    }
   }
 
-  // What is in front of the array; nothing may be behind it.
+  // `front`: what is before the array. What is after it is read for the checksum alone: that there
+  // is something may be the damage.
   void begin_check(ByteView front) {
-    if (!wants_checksum() || source->nbytes() != destination.end) return;
-    if (const std::optional<Checksum> expected = source->checksum()) {
-      check.emplace(*expected, front);
-    }
+    constexpr uint64_t kMaxTailNbytes = 64 << 20;
+    if (!wants_checksum()) return;
+    const std::optional<uint64_t> nbytes = source->nbytes();
+    const std::optional<Checksum> expected = source->checksum();
+    if (!nbytes || !expected || *nbytes - destination.end > kMaxTailNbytes) return;
+    tail = {destination.end, *nbytes, allocate_bytes(*nbytes - destination.end)};
+    check.emplace(*expected, front);
   }
 
   bool restart() override {
     check.reset();
+    tail = {};
     header.reset();
     destination = {};
     parts = {};

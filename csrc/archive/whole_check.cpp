@@ -20,29 +20,26 @@ uint64_t cost_ns(ChecksumKind kind, uint64_t nbytes) {
 
 }  // namespace
 
-bool WholeCheck::start(ByteView rest, Workers* workers) {
-  if (workers == nullptr || rest.size() <= kMaxAtOnceNbytes) {
-    crc_ = compute_crc(expected_.kind, rest, crc_);
-    return false;
+bool WholeCheck::start(ByteView middle, ByteView tail, Workers* workers) {
+  const bool at_once = workers == nullptr || middle.size() + tail.size() <= kMaxAtOnceNbytes;
+  for (ByteView bytes : {middle, tail}) {
+    if (at_once) crc_ = compute_crc(expected_.kind, bytes, crc_);
+    while (!at_once && !bytes.empty()) {
+      pieces_.push_back({bytes.first(std::min(bytes.size(), kPieceNbytes))});
+      bytes = bytes.subspan(pieces_.back().bytes.size());
+    }
   }
-  rest_ = rest;
-  pieces_.resize((rest.size() + kPieceNbytes - 1) / kPieceNbytes);
-  for (size_t i = 0; i < pieces_.size(); ++i) {
-    const ByteView all = rest_.subspan(i * kPieceNbytes);
-    const ByteView piece = all.first(std::min(all.size(), kPieceNbytes));
-    workers->run([this, i, piece] { pieces_[i] = compute_crc(expected_.kind, piece); },
-                 cost_ns(expected_.kind, piece.size()));
+  for (Piece& piece : pieces_) {  // there are no more: their addresses stay
+    workers->run([this, &piece] { piece.crc = compute_crc(expected_.kind, piece.bytes); },
+                 cost_ns(expected_.kind, piece.bytes.size()));
   }
-  return true;
+  return !at_once;
 }
 
 void WholeCheck::compare(const std::string& name) const {
   uint64_t crc = crc_;
-  uint64_t left = rest_.size();
-  for (const uint64_t piece : pieces_) {
-    const uint64_t nbytes = std::min<uint64_t>(left, kPieceNbytes);
-    crc = combine_crcs(expected_.kind, crc, piece, nbytes);
-    left -= nbytes;
+  for (const Piece& piece : pieces_) {
+    crc = combine_crcs(expected_.kind, crc, piece.crc, piece.bytes.size());
   }
   if (crc == expected_.value) return;
   throw TransportError(

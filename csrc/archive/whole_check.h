@@ -17,17 +17,20 @@ class WholeCheck {
   // `front`: the bytes of the object before those of start().
   WholeCheck(const Checksum& expected, ByteView front)
       : expected_(expected), crc_(compute_crc(expected.kind, front)) {}
-  // Computes over `rest`, the object's other bytes, which must stay until compare(). False when it
-  // is done already; else `workers` will have done it when they have run.
-  bool start(ByteView rest, Workers* workers);
+  // Computes over the object's other bytes, which must stay until `workers` have run. False when it
+  // is done already.
+  bool start(ByteView middle, ByteView tail, Workers* workers);
   // Throws TransportError (kDamaged); `name`: the object's.
   void compare(const std::string& name) const;
 
  private:
+  struct Piece {
+    ByteView bytes;
+    uint64_t crc = 0;
+  };
   const Checksum expected_;
-  uint64_t crc_;
-  ByteView rest_;
-  std::vector<uint64_t> pieces_;  // checksums, of kPieceNbytes each but the last
+  uint64_t crc_;  // of what comes before the pieces
+  std::vector<Piece> pieces_;
 };
 
 }  // namespace torchnpy
