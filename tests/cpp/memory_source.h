@@ -28,6 +28,7 @@ class MemorySource final : public Source {
   std::exception_ptr later_fault;      // instead, of every read but the first two
   bool changes_once = false;           // the first read is restarted half way
   std::string changes_to;              // what the object is after forget()
+  std::optional<Checksum> stored;      // the store's
   std::vector<Range> reads;
 
   const std::string& name() const override { return name_; }
@@ -58,6 +59,8 @@ class MemorySource final : public Source {
     fault = nullptr;
     later_fault = nullptr;
   }
+  bool asks_checksum() const override { return stored.has_value(); }
+  std::optional<Checksum> checksum() const override { return stored; }
 
  private:
   void send(Range range, Sink& sink) {
