@@ -1,8 +1,8 @@
 """Watch a data set load: MB/s, requests in flight and retries over time, as a picture.
 
-A thread reads `Client.metrics()` ten times a second, which costs the loading nothing: it may as well
-run beside a training. Each process counts what it does itself, so the loading is done here and not
-in DataLoader workers.
+A thread reads `Client.metrics()` ten times a second, which costs the loading nothing: it may
+as well run beside a training. Each process counts what it does itself, so the loading is done here
+and not in DataLoader workers.
 
 Usage:
     python examples/throughput.py                                     # with a local S3 server
@@ -114,7 +114,7 @@ def draw(recorder: Recorder, path: Path) -> None:
 
     figure = Figure((8, 6), layout="constrained")
     speed, flight, retries = figure.subplots(3, 1, sharex=True)
-    speed.step(times[1:], np.diff(values("bytes_received")) / np.diff(times) / 1e6, where="pre")
+    speed.stairs(np.diff(values("bytes_received")) / np.diff(times) / 1e6, times)
     speed.set_ylabel("MB/s")
     flight.step(times, values("in_flight"), where="post")
     flight.set_ylabel("requests in flight")
@@ -122,7 +122,7 @@ def draw(recorder: Recorder, path: Path) -> None:
     retries.set_ylabel("retries so far")
     retries.set_xlabel("seconds")
     for axes in (speed, flight, retries):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

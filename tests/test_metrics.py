@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from servers.http import ObjectServer, cut, redirect, status
+from servers.http import ObjectServer, cut, damage, redirect, status
 from servers.s3 import S3Server
 from support import noise, npy, npz
 
@@ -19,8 +19,8 @@ REASONS = ("status", "connection", "timeout", "changed", "checksum", "learnt")
 def check_sums(metrics: dict[str, int | float]) -> None:
     """What holds for every client that nothing is in flight of."""
     assert metrics["retries"] == sum(metrics[f"retries_{reason}"] for reason in REASONS)
-    sent = metrics["reads"] + metrics["retries"] + metrics["redirects"] + metrics["hedges"]
-    assert metrics["requests"] == sent
+    more = metrics["retries"] - metrics["retries_checksum"] + metrics["redirects"]
+    assert metrics["requests"] == metrics["reads"] + more + metrics["hedges"]
     assert metrics["in_flight"] == 0
     assert metrics["connections_opened"] + metrics["connections_reused"] <= metrics["requests"]
     for name in ("first_byte", "total"):
@@ -85,6 +85,19 @@ def test_what_s3_told_is_a_retry_with_that_reason(
     metrics = s3_client.metrics()
     check_sums(metrics)
     assert (metrics["retries"], metrics["retries_learnt"]) == (1, 1)
+
+
+def test_a_load_begun_again_for_its_checksum_is_a_retry(
+    s3_server: S3Server, credentials: None
+) -> None:
+    client = tnp.Client(endpoint=s3_server.url, checksums=True)
+    url = s3_server.put_key("x.npy", npy(noise(10)))
+    s3_server.keep_checksum("x.npy", "crc32")
+    s3_server.fail("/bucket/x.npy", damage())
+    tnp.load(url, client=client)
+    metrics = client.metrics()
+    check_sums(metrics)
+    assert (metrics["retries"], metrics["requests"]) == (1, len(s3_server.requests))
 
 
 def test_counts_are_int_and_seconds_are_float() -> None:

@@ -55,7 +55,8 @@ class Client:
         deadline_s: Seconds for one read with all its attempts. Default: none.
         retries: Attempts for one read in all.
         retry_timeout_s: Seconds after which no new attempt is made.
-        checksums: Ask S3 for the checksums that it keeps of whole objects and compare them.
+        checksums: Ask S3 for the checksum (CRC-32, CRC-32C, CRC-64/NVME) that it keeps of each
+            object, and compare arrays that are loaded whole; what differs is read again, once.
 
     Raises:
         ValueError: An option is wrong; the message names it and what is allowed.
@@ -154,9 +155,9 @@ class Client:
     def metrics(self) -> dict[str, int | float]:
         """What this client did since it was made, in this process.
 
-        A forked process goes on from its parent's counts. Reads are ranges of objects that were
-        asked for, each with one request if all goes well: so ``requests`` are ``reads`` and
-        ``retries`` and ``redirects`` and ``hedges`` together, when nothing is in flight.
+        A forked process goes on from its parent's counts. A read is a range of an object that was
+        asked for. It takes one request if all goes well, and one more for each retry, redirect and
+        hedge; none if the cache or another read's request answers.
 
         Returns:
             Counts (int) and seconds (float; their names end in ``_s``) by name.
@@ -169,7 +170,8 @@ class Client:
             ``retries_connection``     not resolved, refused, lost, cut short
             ``retries_timeout``        no connection or no byte in time
             ``retries_changed``        the object changed while it was read
-            ``retries_checksum``       what came does not match the store's checksum
+            ``retries_checksum``       what came does not match the store's checksum, and new
+                                       reads begin
             ``retries_learnt``         S3 told the region or the time, or credentials are new
             ``redirects``              followed
             ``errors``                 reads that failed
