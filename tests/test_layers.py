@@ -37,7 +37,7 @@ LIBRARIES = {
 
 SYSTEM_HEADER = re.compile(
     r"[a-z_]+|(sys|netinet|arpa|linux)/\w+\.h"
-    r"|(dirent|dlfcn|errno|fcntl|limits|netdb|poll|pthread|pwd|sched|signal|stdio|stdlib|string"
+    r"|(dirent|dlfcn|errno|fcntl|immintrin|limits|netdb|poll|pthread|pwd|sched|signal|stdio|stdlib|string"
     r"|strings|time|unistd)\.h"
 )
 

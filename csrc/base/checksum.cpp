@@ -6,6 +6,9 @@
 #include <bit>
 #include <cstring>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 #ifdef TORCHNPY_LIBDEFLATE
 #include <libdeflate.h>
 #else
@@ -43,30 +46,32 @@ constexpr std::array<std::array<Word, 256>, 8> make_tables(Word polynomial) {
   return tables;
 }
 
-// Eight bytes at a time (Kounavis and Berry, 2005).
+// Eight bytes at a time (Kounavis and Berry, 2005). `remainder`: of what came before.
 template <typename Word, Word kPolynomial>
-Word update(ByteView bytes, Word crc) {
+Word divide(ByteView bytes, Word remainder) {
   static constexpr auto kTables = make_tables(kPolynomial);
-  crc = ~crc;
   for (; bytes.size() >= 8; bytes = bytes.subspan(8)) {
     uint64_t word;
     std::memcpy(&word, bytes.data(), sizeof word);
-    word ^= crc;
-    crc = 0;
-    for (size_t i = 0; i < 8; ++i) crc ^= kTables[7 - i][word >> (8 * i) & 0xFF];
+    word ^= remainder;
+    remainder = 0;
+    for (size_t i = 0; i < 8; ++i) remainder ^= kTables[7 - i][word >> (8 * i) & 0xFF];
   }
-  for (const uint8_t byte : bytes) crc = (crc >> 8) ^ kTables[0][(crc ^ byte) & 0xFF];
-  return ~crc;
+  for (const uint8_t byte : bytes) {
+    remainder = (remainder >> 8) ^ kTables[0][(remainder ^ byte) & 0xFF];
+  }
+  return remainder;
 }
 
+// The remainders modulo a polynomial, which is of the degree `width`.
 struct Field {
   int width;
   uint64_t polynomial;
 
-  uint64_t one() const { return uint64_t{1} << (width - 1); }
+  constexpr uint64_t one() const { return uint64_t{1} << (width - 1); }
 
   // a times b, modulo the polynomial.
-  uint64_t multiply(uint64_t a, uint64_t b) const {
+  constexpr uint64_t multiply(uint64_t a, uint64_t b) const {
     uint64_t product = 0;
     for (uint64_t bit = one(); bit != 0 && a != 0; bit >>= 1) {
       if ((a & bit) != 0) product ^= b;
@@ -76,17 +81,69 @@ struct Field {
     return product;
   }
 
-  // x^(8 nbytes).
-  uint64_t shift(uint64_t nbytes) const {
+  // x^exponent.
+  constexpr uint64_t power_of_x(uint64_t exponent) const {
     uint64_t result = one();
-    uint64_t power = one() >> 8;  // x^8
-    for (; nbytes != 0; nbytes >>= 1) {
-      if ((nbytes & 1) != 0) result = multiply(result, power);
+    for (uint64_t power = one() >> 1; exponent != 0; exponent >>= 1) {
+      if ((exponent & 1) != 0) result = multiply(result, power);
       power = multiply(power, power);
     }
     return result;
   }
 };
+
+#ifdef __x86_64__
+
+// Sixteen bytes with the remainder that they have, `kDistance` bytes further on: by products
+// without carry (Gopal et al., Fast CRC Computation Using PCLMULQDQ, 2009). The product of two
+// reflected words is one bit short, hence the -1.
+template <typename Word, Word kPolynomial, uint64_t kDistance>
+__attribute__((target("pclmul"))) __m128i shift(__m128i bytes) {
+  constexpr int kWidth = 8 * sizeof(Word);
+  constexpr Field kField{kWidth, kPolynomial};
+  constexpr uint64_t kFirst = kField.power_of_x(8 * kDistance + 64 - 1) << (64 - kWidth);
+  constexpr uint64_t kSecond = kField.power_of_x(8 * kDistance - 1) << (64 - kWidth);
+  const __m128i factors =
+      _mm_set_epi64x(static_cast<int64_t>(kSecond), static_cast<int64_t>(kFirst));
+  return _mm_xor_si128(_mm_clmulepi64_si128(bytes, factors, 0x00),
+                       _mm_clmulepi64_si128(bytes, factors, 0x11));
+}
+
+// As divide(), several times as fast, for 64 bytes or more on a CPU that has the instruction.
+template <typename Word, Word kPolynomial>
+__attribute__((target("pclmul"))) Word fold(ByteView bytes, Word remainder) {
+  const auto load = [&bytes](size_t i) __attribute__((target("pclmul"))) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes.data() + 16 * i));
+  };
+  __m128i lanes[4] = {load(0), load(1), load(2), load(3)};
+  lanes[0] = _mm_xor_si128(lanes[0], _mm_set_epi64x(0, static_cast<int64_t>(remainder)));
+  for (bytes = bytes.subspan(64); bytes.size() >= 64; bytes = bytes.subspan(64)) {
+    for (size_t i = 0; i < 4; ++i) {
+      lanes[i] = _mm_xor_si128(shift<Word, kPolynomial, 64>(lanes[i]), load(i));
+    }
+  }
+  __m128i all = lanes[0];
+  for (size_t i = 1; i < 4; ++i) {
+    all = _mm_xor_si128(shift<Word, kPolynomial, 16>(all), lanes[i]);
+  }
+  uint8_t left[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(left), all);
+  return divide<Word, kPolynomial>(bytes, divide<Word, kPolynomial>(left, Word{0}));
+}
+
+const bool can_fold = __builtin_cpu_supports("pclmul") != 0;
+
+#endif
+
+template <typename Word, Word kPolynomial>
+Word update(ByteView bytes, Word crc) {
+#ifdef __x86_64__
+  if (can_fold && bytes.size() >= 64) {
+    return ~fold<Word, kPolynomial>(bytes, static_cast<Word>(~crc));
+  }
+#endif
+  return ~divide<Word, kPolynomial>(bytes, static_cast<Word>(~crc));
+}
 
 Field field_of(ChecksumKind kind) {
   switch (kind) {
@@ -129,7 +186,10 @@ uint64_t compute_crc(ChecksumKind kind, ByteView bytes, uint64_t crc) {
 
 uint64_t combine_crcs(ChecksumKind kind, uint64_t first, uint64_t second, uint64_t second_nbytes) {
   const Field field = field_of(kind);
-  return field.multiply(field.shift(second_nbytes), first) ^ second;
+  // Eight times, not a product: that overflows from 2 EiB on.
+  uint64_t shift = field.power_of_x(second_nbytes);
+  for (int i = 0; i < 3; ++i) shift = field.multiply(shift, shift);
+  return field.multiply(shift, first) ^ second;
 }
 
 }  // namespace torchnpy

@@ -56,6 +56,21 @@ TEST(Checksum, GoesOnFromWhereItWasCutAtEveryLength) {
   }
 }
 
+// A byte at a time takes the tables, all at once the instructions that the CPU may have.
+TEST(Checksum, IsTheSameAtOnceAsByteByByte) {
+  const std::vector<uint8_t> noise = make_noise(700);
+  for (const ChecksumKind kind : kKinds) {
+    for (size_t begin = 0; begin < 20; ++begin) {
+      uint64_t crc = 0x12345678;
+      for (size_t end = begin; end < noise.size(); ++end) {
+        const ByteView bytes = ByteView(noise).subspan(begin, end - begin);
+        ASSERT_EQ(crc, compute_crc(kind, bytes, 0x12345678)) << begin << " to " << end;
+        crc = compute_crc(kind, ByteView(noise).subspan(end, 1), crc);
+      }
+    }
+  }
+}
+
 TEST(Checksum, OfPartsCombinesToThatOfTheWhole) {
   const std::vector<uint8_t> noise = make_noise(70'000);
   for (const ChecksumKind kind : kKinds) {
