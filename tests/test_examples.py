@@ -56,6 +56,14 @@ def test_segment_npz_learns_from_s3_and_says_when_it_learnt_too_little(tmp_path:
     assert (tmp_path / "segments.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_throughput_draws_what_was_loaded(tmp_path: Path) -> None:
+    options = ["--count", 20, "--kilobytes", 100, "--epochs", 2, "--output", tmp_path]
+    out = run_example("throughput.py", *options)
+    assert "Loaded 4.0 MB in " in out
+    assert "0 retries" in out
+    assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_read_http_serves_and_reads_its_own_array() -> None:
     assert "equal True" in run_example("read_http.py")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torchnpy._ops import _C
+from torchnpy.log import refresh
 
 
 class ObjectInfo(NamedTuple):
@@ -54,7 +55,8 @@ class Client:
         deadline_s: Seconds for one read with all its attempts. Default: none.
         retries: Attempts for one read in all.
         retry_timeout_s: Seconds after which no new attempt is made.
-        checksums: Ask S3 for the checksums that it keeps of whole objects and compare them.
+        checksums: Ask S3 for the checksum (CRC-32, CRC-32C, CRC-64/NVME) that it keeps of each
+            object, and compare arrays that are loaded whole; what differs is read again, once.
 
     Raises:
         ValueError: An option is wrong; the message names it and what is allowed.
@@ -133,6 +135,7 @@ class Client:
             UnsupportedError: ``prefix`` is not an ``s3://`` URL.
             TransportError: The store refused, or could not be reached.
         """
+        refresh()
         encoded = prefix.encode("utf-8", "surrogateescape")
         # The first page now, so that what is wrong raises here and not where it is consumed.
         first = self._native.list(encoded, "")
@@ -150,9 +153,50 @@ class Client:
         return pages()
 
     def metrics(self) -> dict[str, int | float]:
-        """Counts since this client was made, by name: requests, retries, bytes received..."""
+        """What this client did since it was made, in this process.
+
+        A forked process goes on from its parent's counts. A read is a range of an object that was
+        asked for. It takes one request if all goes well, and one more for each retry, redirect and
+        hedge; none if the cache or another read's request answers.
+
+        Returns:
+            Counts (int) and seconds (float; their names end in ``_s``) by name.
+
+            =========================  =======================================================
+            ``reads``                  that have ended, well or not
+            ``requests``               sent
+            ``retries``                attempts after a read's first; by reason:
+            ``retries_status``         500, 503, SlowDown...
+            ``retries_connection``     not resolved, refused, lost, cut short
+            ``retries_timeout``        no connection or no byte in time
+            ``retries_changed``        the object changed while it was read
+            ``retries_checksum``       what came does not match the store's checksum, and new
+                                       reads begin
+            ``retries_learnt``         S3 told the region or the time, or credentials are new
+            ``redirects``              followed
+            ``errors``                 reads that failed
+            ``bytes_received``         bytes of bodies
+            ``connections_opened``     connections
+            ``connections_reused``     answers over a connection that was there
+            ``hedges``                 second requests for the slow tail
+            ``hedges_won``             of them, that answered first
+            ``reads_shared``           that another read's request answered
+            ``cache_hits``             reads that the cache answered
+            ``cache_misses``           reads that the store answered
+            ``cache_revalidations``    answers that what is cached is still right (304)
+            ``credentials_refreshes``  credentials that were fetched anew
+            ``in_flight``              requests on the wire now
+            ``in_flight_max``          the most at once
+            ``first_byte_s``           seconds from a request to its first byte, summed
+            ``first_byte_pNN_s``       seconds that 50, 95, 99 % of them did not exceed
+            ``total_pNN_s``            the same of reads, from their start to their end, with
+                                       waiting for a slot and all attempts
+            =========================  =======================================================
+
+            Percentiles are rounded up, by 12.5 % at most.
+        """
         return {
-            name: int(value) if value.is_integer() and not name.endswith("_s") else value
+            name: value if name.endswith("_s") else int(value)
             for name, value in self._native.metrics().items()
         }
 

@@ -12,6 +12,7 @@ import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client
+from torchnpy.log import refresh
 from torchnpy.sources import (
     Array,
     Buffer,
@@ -178,6 +179,7 @@ class NpzFile(Mapping[str, Array]):
     def _open(self) -> _C.NpzArchive:
         if self._archive is None:
             raise ValueError("expected an open archive but found a closed one; open it again")
+        refresh()
         return self._archive
 
 

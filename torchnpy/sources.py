@@ -14,6 +14,7 @@ import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
+from torchnpy.log import refresh
 
 if TYPE_CHECKING:
     import numpy
@@ -51,6 +52,7 @@ class NpyHeader(NamedTuple):
 
 
 def native(client: Client | None) -> _C.Client:
+    refresh()
     return (client or default_client())._native
 
 

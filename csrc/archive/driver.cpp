@@ -79,13 +79,17 @@ std::exception_ptr name_object(std::exception_ptr error, const Source& source) {
   return error;
 }
 
-bool says_changed(const std::exception_ptr& error) {
+// Why what was loaded is void, and the load may begin again.
+enum class Void { kNot, kChanged, kDamaged };
+
+Void why_void(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const TransportError& e) {
-    return e.kind() == TransportError::Kind::kChanged;
+    if (e.kind() == TransportError::Kind::kDamaged) return Void::kDamaged;
+    return e.kind() == TransportError::Kind::kChanged ? Void::kChanged : Void::kNot;
   } catch (...) {
-    return false;
+    return Void::kNot;
   }
 }
 
@@ -139,7 +143,7 @@ class Run : public std::enable_shared_from_this<Run> {
   void fail(Task& task, std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
     if (task.error) return;  // what fails after a change does not count: the task begins again
-    failed_ = failed_ || task.restarted || !says_changed(error);
+    failed_ = failed_ || task.restarted || why_void(error) == Void::kNot;
     task.error = name_object(std::move(error), task.loader->source());
   }
 
@@ -257,19 +261,26 @@ class Run : public std::enable_shared_from_this<Run> {
     return true;
   }
 
-  // False when the task has failed. It begins again, once, when its object has changed.
+  // False when the task has failed. It begins again, once, when its object has changed or came
+  // damaged.
   bool may_go_on(Task& task) {
+    Void why = Void::kNot;
     {
       const std::lock_guard lock(mutex_);
       if (!task.error) return true;
-      if (task.restarted || cancelled_ || !says_changed(task.error)) return false;
+      why = why_void(task.error);
+      if (task.restarted || cancelled_ || why == Void::kNot) return false;
     }
     if (!task.loader->restart()) {
       const std::lock_guard lock(mutex_);
       failed_ = true;
       return false;
     }
-    task.loader->source().forget();
+    if (why == Void::kDamaged) {
+      task.loader->source().discard();
+    } else {
+      task.loader->source().forget();
+    }
     const std::lock_guard lock(mutex_);
     task.restarted = true;
     task.error = nullptr;

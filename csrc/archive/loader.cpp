@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "archive/parts.h"
+#include "archive/whole_check.h"
 #include "base/error.h"
 
 namespace torchnpy {
@@ -56,13 +57,16 @@ struct NpyLoader::State final : Sink {
   std::shared_ptr<Source> source;
   Allocator& allocator;
   const NpyLoadOptions options;
-  enum class Stage { kStart, kFirstRead, kParts, kDone } stage = Stage::kStart;
+  enum class Stage { kStart, kFirstRead, kParts, kCheck, kDone } stage = Stage::kStart;
   std::optional<NpyHeader> header;
   Destination destination;
   bool is_view = false;
   uint64_t first_nbytes = 0;  // of the first read, which
   uint64_t filled_end = 0;    // has filled the destination up to here
   Parts parts;
+  Workers* workers = nullptr;
+  std::optional<WholeCheck> check;  // where the store has a checksum of what is loaded
+  Destination tail;                 // with a check: what comes after the array
 
   // The start of the object, until the header is parsed; afterwards a place for bytes that
   // nobody wants.
@@ -73,10 +77,23 @@ struct NpyLoader::State final : Sink {
     switch (stage) {
       case Stage::kStart: return next_start();
       case Stage::kFirstRead: return next_parts();
-      case Stage::kParts: parts.check(); [[fallthrough]];
+      case Stage::kParts: return next_check();
+      case Stage::kCheck: check->compare(source->name()); [[fallthrough]];
       case Stage::kDone: stage = Stage::kDone; return {};
     }
     return {};
+  }
+
+  bool wants_checksum() const {
+    return source->asks_checksum() && !options.rows && !options.header_only;
+  }
+
+  std::vector<Read> next_check() {
+    parts.check();
+    stage = check ? Stage::kCheck : Stage::kDone;
+    if (!check) return {};
+    if (check->start(destination.memory.bytes, tail.memory.bytes, workers)) return {};
+    return next();
   }
 
   std::vector<Read> next_start() {
@@ -94,13 +111,19 @@ struct NpyLoader::State final : Sink {
     stage = Stage::kFirstRead;
     const bool is_whole = !options.rows && !options.header_only;
     first_nbytes = is_whole ? source->read_sizes(0).first_nbytes : kFirstReadNbytes;
-    return {{Range{0, first_nbytes}, this}};
+    // Stores send the checksum only with an answer that was asked for without a range.
+    return {{wants_checksum() ? Range{} : Range{0, first_nbytes}, this}};
   }
 
   std::vector<Read> next_parts() {
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
-    return parts.plan(destination, filled_end, destination.end, *source);
+    auto reads = parts.plan(destination, filled_end, destination.end, *source);
+    if (check) {
+      const uint64_t begin = std::max(filled_end, tail.begin);
+      reads = parts.plan(tail, begin, tail.end, *source);  // those before, too
+    }
+    return reads.empty() ? next() : reads;
   }
 
   // Parses the header and finds what is wanted of the data. Nothing is allocated before the
@@ -144,7 +167,13 @@ struct NpyLoader::State final : Sink {
       return MutableBytes(scratch).subspan(scratch_nbytes,
                                            std::min(want, scratch.size() - scratch_nbytes));
     }
-    const MutableBytes wanted = destination.room(offset, want);
+    const uint64_t end = check ? tail.end : destination.end;
+    if (offset >= first_nbytes && wants_checksum() && offset < end &&
+        end - offset > source->read_sizes(Range::kToEnd).part_nbytes) {
+      return {};  // the parts come over many connections
+    }
+    MutableBytes wanted = destination.room(offset, want);
+    if (wanted.empty() && check) wanted = tail.room(offset, want);
     if (!wanted.empty() || offset >= first_nbytes) return wanted;
     const uint64_t unwanted_end = offset < destination.begin ? destination.begin : first_nbytes;
     scratch.resize(std::min<uint64_t>(want, unwanted_end - offset));
@@ -153,7 +182,8 @@ struct NpyLoader::State final : Sink {
 
   void filled(uint64_t offset, size_t nbytes) override {
     if (header) {
-      if (offset >= destination.begin && offset < destination.end) filled_end = offset + nbytes;
+      const uint64_t end = check ? tail.end : destination.end;
+      if (offset >= destination.begin && offset < end) filled_end = offset + nbytes;
       return;
     }
     scratch_nbytes += nbytes;
@@ -161,15 +191,34 @@ struct NpyLoader::State final : Sink {
     const std::optional<uint64_t> data_offset = find_npy_data_offset(prefix);
     if (!data_offset || prefix.size() < *data_offset) return;
     read_header(prefix);
+    begin_check(prefix.first(*data_offset));
     destination.memory = allocate(destination.end - destination.begin);
     filled_end = std::clamp<uint64_t>(prefix.size(), destination.begin, destination.end);
     if (filled_end > destination.begin) {
       std::memcpy(destination.memory.bytes.data(), &prefix[destination.begin],
                   filled_end - destination.begin);
     }
+    if (check && prefix.size() > tail.begin) {
+      filled_end = std::min<uint64_t>(prefix.size(), tail.end);
+      std::memcpy(tail.memory.bytes.data(), &prefix[tail.begin], filled_end - tail.begin);
+    }
+  }
+
+  // `front`: what is before the array. What is after it is read for the checksum alone: that there
+  // is something may be the damage.
+  void begin_check(ByteView front) {
+    constexpr uint64_t kMaxTailNbytes = 64 << 20;
+    if (!wants_checksum()) return;
+    const std::optional<uint64_t> nbytes = source->nbytes();
+    const std::optional<Checksum> expected = source->checksum();
+    if (!nbytes || !expected || *nbytes - destination.end > kMaxTailNbytes) return;
+    tail = {destination.end, *nbytes, allocate_bytes(*nbytes - destination.end)};
+    check.emplace(*expected, front);
   }
 
   bool restart() override {
+    check.reset();
+    tail = {};
     header.reset();
     destination = {};
     parts = {};
@@ -185,6 +234,7 @@ NpyLoader::NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLo
     : state_(std::make_unique<State>(std::move(source), allocator, options)) {}
 NpyLoader::~NpyLoader() = default;
 Source& NpyLoader::source() { return *state_->source; }
+void NpyLoader::attach(Workers& workers) { state_->workers = &workers; }
 std::vector<Read> NpyLoader::next() { return state_->next(); }
 bool NpyLoader::restart() {
   state_->stage = State::Stage::kStart;

@@ -64,7 +64,7 @@ class Loader {
 
 // Runs any number of loaders at once and waits; the results are in the loaders. Element i of
 // the answer is what ended loader i, nullptr when it is done. A load whose object changes
-// meanwhile begins again, once. With `fail_fast` the first
+// meanwhile, or comes damaged, begins again, once. With `fail_fast` the first
 // failure ends the others (their element is an InterruptedError). Throws InterruptedError
 // itself when the waiting thread was interrupted. Either way no read can write to memory
 // any more when it returns. CPU work is done by the waiting thread and by the process's
@@ -95,13 +95,16 @@ struct NpyLoadOptions {
 inline constexpr uint64_t kFirstReadNbytes = 64 << 10;
 
 // Loads one .npy: the first bytes -> header -> destination -> the rest, in parts, into it. A
-// source that offers a view is not copied, however its data is aligned.
+// source that offers a view is not copied, however its data is aligned. An array that is all of its
+// object is compared with the store's checksum where the source asks for one: the first read is
+// then of the whole object, and given up where parts get the rest sooner.
 class NpyLoader final : public Loader {
  public:
   // `allocator` must outlive the loader.
   NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLoadOptions options = {});
   ~NpyLoader() override;
   Source& source() override;
+  void attach(Workers& workers) override;
   std::vector<Read> next() override;
   bool restart() override;
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "format/deflate.h"
 

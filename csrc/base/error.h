@@ -72,6 +72,7 @@ class TransportError : public Error {
     kDenied,    // 401, 403: PermissionError
     kTimeout,   // TimeoutError
     kChanged,   // the object is not the one that reading began with
+    kDamaged,   // what was read is not what the store has a checksum of
   };
   TransportError(std::string message, Kind kind = Kind::kOther, int http_status = 0)
       : Error(std::move(message)), kind_(kind), http_status_(http_status) {}

@@ -15,10 +15,12 @@ namespace {
 std::atomic<InterruptCheck> interrupt_check{nullptr};
 std::atomic<bool> ended{false};
 ThreadCount waiting;
+// Of this thread: an interrupt check may run a program's code, which may wait, too.
+thread_local int scope_count = 0;
 
-// Leaves the scope and stays here until the process is gone.
+// Leaves the scopes and stays here until the process is gone.
 [[noreturn]] void park() {
-  waiting.leave();
+  for (; scope_count > 0; --scope_count) waiting.leave();
   for (;;) pause();
 }
 
@@ -37,13 +39,18 @@ void end_waits() {
 
 WaitScope::WaitScope() {
   waiting.enter();
+  ++scope_count;
   if (!ended) return;
   if (!is_main_thread()) park();
+  --scope_count;
   waiting.leave();
   throw TransportError("expected to load before the process ends but it is ending");
 }
 
-WaitScope::~WaitScope() { waiting.leave(); }
+WaitScope::~WaitScope() {
+  --scope_count;
+  waiting.leave();
+}
 
 bool WaitScope::must_stop() {
   if (ended) park();

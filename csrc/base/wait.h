@@ -7,8 +7,9 @@
 
 namespace torchnpy {
 
-// Asked every 50 ms by a waiting thread that holds no lock of ours: true to give up. The
-// Python module sets one that runs signal handlers. Process-wide; nullptr for none.
+// Asked every 50 ms by a waiting thread that holds no lock of ours, inside its WaitScope: true to
+// give up. The Python module sets one that runs signal handlers and hands out log records.
+// Process-wide; nullptr for none.
 using InterruptCheck = bool (*)();
 void set_interrupt_check(InterruptCheck check);
 

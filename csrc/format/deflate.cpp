@@ -136,11 +136,6 @@ void inflate(ByteView compressed, MutableBytes out, Codec codec) {
   inflate_with_zlib(compressed, out);
 }
 
-uint32_t crc32(ByteView bytes, uint32_t crc) {
-  if (bytes.empty()) return crc;  // an address of nothing would ask for the first value
-  return libdeflate_crc32(crc, bytes.data(), bytes.size());
-}
-
 #else
 
 constinit const Codec kDefaultCodec = Codec::kZlib;
@@ -150,11 +145,6 @@ void inflate(ByteView compressed, MutableBytes out, Codec codec) {
     throw UnsupportedError("expected a build with libdeflate but found one without; use zlib");
   }
   inflate_with_zlib(compressed, out);
-}
-
-uint32_t crc32(ByteView bytes, uint32_t crc) {
-  if (bytes.empty()) return crc;  // an address of nothing would ask for the first value
-  return static_cast<uint32_t>(crc32_z(crc, bytes.data(), bytes.size()));
 }
 
 #endif

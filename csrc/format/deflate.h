@@ -1,4 +1,4 @@
-// DEFLATE (RFC 1951, no zlib or gzip framing) and CRC-32 (as in ZIP). The only user of the codec
+// DEFLATE (RFC 1951, no zlib or gzip framing). With base/checksum.cpp the only user of the codec
 // libraries. All functions may run on any number of threads at once.
 #pragma once
 
@@ -25,8 +25,5 @@ void inflate(ByteView compressed, MutableBytes out, Codec codec = kDefaultCodec)
 // stream ends or the input does. Returns the number of bytes that `out` got. Throws FormatError
 // for a broken stream.
 size_t inflate_prefix(ByteView compressed, MutableBytes out);
-
-// The CRC-32 of what `crc` is of, followed by `bytes`.
-uint32_t crc32(ByteView bytes, uint32_t crc = 0);
 
 }  // namespace torchnpy

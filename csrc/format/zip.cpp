@@ -8,8 +8,8 @@
 #include <limits>
 #include <utility>
 
+#include "base/checksum.h"
 #include "base/error.h"
-#include "format/deflate.h"
 #include "format/text.h"
 
 namespace torchnpy {

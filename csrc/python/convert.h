@@ -12,6 +12,7 @@
 #include "base/bytes.h"
 #include "format/npy.h"
 #include "python/gil.h"
+#include "python/log.h"
 #include "torch/tensor.h"
 
 namespace torchnpy {
@@ -42,10 +43,11 @@ MutableBytes bytes_of(const at::Tensor& data);
 // What keeps them alive; the tensor can be resized no more.
 std::shared_ptr<void> share_tensor(const at::Tensor& data);
 
-// Runs `work`, which may wait for I/O, without the GIL.
+// Runs `work`, which may wait for I/O, without the GIL; hands out what it left for the log.
 template <typename Work>
 auto without_gil(Work work) {
   drain_released_buffers();
+  const LogDrain drain;
   const ReleasedGil released;
   return work();
 }

@@ -10,7 +10,9 @@
 
 #include "base/fork.h"
 #include "base/helpers.h"
+#include "base/log.h"
 #include "base/wait.h"
+#include "python/log.h"
 #include "transport/engine.h"
 
 namespace torchnpy {
@@ -34,10 +36,25 @@ void forget_raised() {
   Py_CLEAR(raised_trace);
 }
 
-// Runs the signal handlers that are due; true when one of them raised.
-bool check_signals() {
-  if (!is_main_thread() || is_finalizing()) return false;
+// For threads that Python knows. The interpreter does not end meanwhile: end_python() waits for all
+// WaitScopes.
+void drain_log_while_waiting() {
+  if (!has_log_records() || PyGILState_GetThisThreadState() == nullptr) return;
   const PyGILState_STATE gil = PyGILState_Ensure();
+  drain_log();
+  PyGILState_Release(gil);
+}
+
+// Runs the signal handlers that are due; true when one of them raised. Any thread hands out log
+// records.
+bool check_signals() {
+  if (is_finalizing()) return false;
+  if (!is_main_thread()) {
+    drain_log_while_waiting();
+    return false;
+  }
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  drain_log();
   const bool raised = PyErr_CheckSignals() != 0;
   if (raised && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
     // Under TorchScript the error arrives as a RuntimeError, which programs catch. The signal
@@ -147,6 +164,7 @@ void release_buffer(Py_buffer* view) noexcept {
 }
 
 void end_python() noexcept {
+  drain_log();
   {
     const ReleasedGil released;
     end_waits();
@@ -155,6 +173,7 @@ void end_python() noexcept {
     gate.close();
   }
   drain_pending();
+  drain_log();
 }
 
 }  // namespace torchnpy

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "python/convert.h"
 #include "python/gil.h"
 #include "python/npz.h"
@@ -158,6 +159,7 @@ const char* transport_class(const TransportError& error) {
     case TransportError::Kind::kDenied: return "AccessDeniedError";
     case TransportError::Kind::kTimeout: return "TransportTimeoutError";
     case TransportError::Kind::kChanged:
+    case TransportError::Kind::kDamaged:
     case TransportError::Kind::kOther: break;
   }
   return "TransportError";
@@ -302,6 +304,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&make_client))
       .def("list", &list_objects)
       .def("metrics", &Client::metrics);
+  m.def("log_requests", [](bool wanted) { log_debug_wanted = wanted; });
   m.def("default_client", &Client::default_client);
   m.def("set_default_client", &Client::set_default_client);
 

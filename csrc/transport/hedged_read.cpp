@@ -80,6 +80,7 @@ void HedgedRead::Arm::done(std::exception_ptr error) {
     if (!is_winner && (is_over || !is_last)) return;
     if (!is_winner) error = read_.error_;
   }
+  read_.source_->count_read(read_.started_, error);
   read_.sink_.done(std::move(error));
 }
 

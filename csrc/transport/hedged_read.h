@@ -41,6 +41,7 @@ class HedgedRead : public std::enable_shared_from_this<HedgedRead> {
   const std::shared_ptr<HttpSource> source_;
   const Range range_;
   Sink& sink_;
+  const Job::Clock::time_point started_ = Job::Clock::now();
   Arm first_;
   Arm second_;
   std::mutex mutex_;

@@ -1,5 +1,7 @@
 #include "transport/http.h"
 
+#include <fmt/format.h>
+
 #include <condition_variable>
 #include <mutex>
 #include <string_view>
@@ -7,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/log.h"
 #include "base/wait.h"
 #include "transport/engine.h"
 #include "transport/hedged_read.h"
@@ -14,6 +17,20 @@
 #include "transport/http_source.h"
 
 namespace torchnpy {
+
+namespace {
+
+bool is_interruption(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+}  // namespace
 
 bool Version::matches(const VersionSeen& seen) const {
   if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;
@@ -61,6 +78,11 @@ std::optional<uint64_t> HttpSource::nbytes() const {
   return version_ == nullptr ? std::nullopt : version_->nbytes;
 }
 
+std::optional<Checksum> HttpSource::checksum() const {
+  const std::lock_guard lock(process_mutex());
+  return version_ == nullptr ? std::nullopt : version_->checksum;
+}
+
 std::shared_ptr<const Version> HttpSource::version() const {
   const std::lock_guard lock(process_mutex());
   return version_;
@@ -83,6 +105,14 @@ std::shared_ptr<const Version> HttpSource::pin(const VersionSeen& seen, bool fir
   return version_;
 }
 
+void HttpSource::learn_checksum(const Checksum& checksum) {
+  const std::lock_guard lock(process_mutex());
+  if (version_ == nullptr) return;
+  Version known = *version_;
+  known.checksum = checksum;
+  version_ = std::make_shared<const Version>(std::move(known));
+}
+
 bool HttpSource::unpin(bool pinned) {
   const std::lock_guard lock(process_mutex());
   if (pinned_reads_ > (pinned ? 1 : 0)) return false;
@@ -95,6 +125,22 @@ void HttpSource::forget() {
   const std::lock_guard lock(process_mutex());
   version_ = nullptr;
   pinned_reads_ = 0;
+}
+
+void HttpSource::discard() {
+  metrics().retries.fetch_add(1, std::memory_order_relaxed);
+  metrics().retries_checksum.fetch_add(1, std::memory_order_relaxed);
+  if (log_enabled())
+    log_debug(fmt::format("{}: again from its first byte: its checksum does not match", name()));
+  forget();
+}
+
+void HttpSource::count_read(std::chrono::steady_clock::time_point started,
+                            const std::exception_ptr& error) {
+  const auto elapsed = std::chrono::steady_clock::now() - started;
+  metrics().total.add(static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count()));
+  if (error && !is_interruption(error)) metrics().errors.fetch_add(1, std::memory_order_relaxed);
 }
 
 void HttpSource::start(Range range, Sink& sink) {

@@ -4,10 +4,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/checksum.h"
 #include "transport/client.h"
 #include "transport/source.h"
 
@@ -56,6 +58,10 @@ class HttpObject {
   virtual Verdict judge(const HttpResponse& response) = 0;
   // Sees the head of each good answer; of its headers only date and x-amz-*.
   virtual void accept(const HttpResponse&) {}
+  // Whether requests without a range ask for the store's checksum of the object, and which one an
+  // answer (as of accept()) to such a request has.
+  virtual bool asks_checksum() const { return false; }
+  virtual std::optional<Checksum> find_checksum(const HttpResponse&) const { return std::nullopt; }
 };
 
 // Counters of a client; bumped by I/O threads. See Client::metrics.

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "transport/hedged_read.h"
 #include "transport/utf8.h"
 
@@ -38,16 +39,6 @@ Kind kind_of(int status) {
   if (status == 404 || status == 410) return Kind::kNotFound;
   if (status == 401 || status == 403) return Kind::kDenied;
   return Kind::kOther;
-}
-
-bool is_interruption(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const InterruptedError&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
 }
 
 // Reads with different ones differ; follow() compares those with the same.
@@ -171,6 +162,11 @@ HttpRequest HttpRead::begin() {
       slow_at = Clock::now() + std::chrono::microseconds(*late_us);
     }
   }
+  if (log_enabled()) {
+    method_ = request.method;
+    asked_range_ = ranged_ ? format_range() : "";
+    sent_ = Clock::now();
+  }
   on_wire_ = true;
   source_->metrics().requests.fetch_add(1, std::memory_order_relaxed);
   source_->metrics().in_flight.add(1);
@@ -233,6 +229,11 @@ void HttpRead::accept_head() {
   response.status = head_.status;
   response.headers = parse_headers(head_text_, false);
   source_->object().accept(response);
+  // Only of an answer that is asked for without a range is it sure that it is of the whole object.
+  if (ranged_ || head_.status != 200) return;
+  if (const auto checksum = source_->object().find_checksum(response)) {
+    source_->learn_checksum(*checksum);
+  }
 }
 
 // False when the answer is from another version than what was read before.
@@ -337,8 +338,7 @@ bool HttpRead::deliver(ByteView bytes) {
   return position_ >= end_;
 }
 
-std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
-  if (!follows_) count_exchange(end);
+std::optional<double> HttpRead::conclude(const ExchangeEnd& end) {
   if (end.thrown) std::rethrow_exception(end.thrown);
   if (complete_) return std::nullopt;
   if (end.fault == Fault::kDeadline) {
@@ -353,19 +353,6 @@ std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
     case Answer::kNone: break;
   }
   return retry_fault(end);
-}
-
-void HttpRead::count_exchange(const ExchangeEnd& end) {
-  TransportMetrics& metrics = source_->metrics();
-  on_wire_ = false;
-  metrics.in_flight.add(-1);
-  metrics.bytes_received.fetch_add(body_nbytes_, std::memory_order_relaxed);
-  metrics.connections_opened.fetch_add(end.connections_opened, std::memory_order_relaxed);
-  metrics.first_byte_us.fetch_add(end.first_byte_us, std::memory_order_relaxed);
-  if (head_complete_) {
-    source_->experience().saw_answer(end.first_byte_us, body_nbytes_,
-                                     end.total_us - std::min(end.total_us, end.first_byte_us));
-  }
 }
 
 std::optional<double> HttpRead::end_data(const ExchangeEnd& end) {
@@ -395,7 +382,7 @@ std::optional<double> HttpRead::end_error() {
     ++immediate_retries_;
     redirected_to_.reset();
     crossed_origin_ = false;
-    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    count_retry(source_->metrics().retries_learnt, reason);
     return 0;
   }
   // What was learnt too often did not help.
@@ -403,7 +390,8 @@ std::optional<double> HttpRead::end_error() {
     fail(reason, kind_of(head_.status));
   }
   return retry(reason, kind_of(head_.status),
-               parse_retry_after(head_.retry_after, head_.date).value_or(0));
+               parse_retry_after(head_.retry_after, head_.date).value_or(0),
+               source_->metrics().retries_status);
 }
 
 // 416: the object ends before the range begins; an empty one always does.
@@ -416,6 +404,7 @@ std::optional<double> HttpRead::end_unsatisfiable() {
   } else if (suffix_ || position_ == 0) {
     // Only an empty object has no first byte; that the server means this, its 200 shows.
     without_range_ = true;
+    count_retry(source_->metrics().retries_learnt, "HTTP 416 without a size");
     return 0;
   }
   fail(fmt::format("HTTP 416 ({}) for {}", clean(head_.reason), format_range()));
@@ -452,7 +441,7 @@ double HttpRead::restart() {
     redirected_to_.reset();
     crossed_origin_ = false;
     rewind();
-    source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+    count_retry(source_->metrics().retries_changed, "the object changed");
     return 0;
   }
   fail("expected the object to stay the same but it changed while it was read; load it again",
@@ -460,23 +449,27 @@ double HttpRead::restart() {
 }
 
 double HttpRead::retry_fault(const ExchangeEnd& end) {
+  TransportMetrics& metrics = source_->metrics();
   const std::string detail = end.detail.empty() ? "" : fmt::format(" ({})", clean(end.detail));
   switch (end.fault) {
-    case Fault::kDns: return retry("the host name was not resolved" + detail, Kind::kOther, 0);
+    case Fault::kDns:
+      return retry("the host name was not resolved" + detail, Kind::kOther, 0,
+                   metrics.retries_connection);
     case Fault::kConnect:
       return retry((end.system_error == 0 ? "no connection"
                                           : std::system_category().message(end.system_error)) +
                        detail,
-                   Kind::kOther, 0);
-    case Fault::kTimeout: return retry("timed out" + detail, Kind::kTimeout, 0);
+                   Kind::kOther, 0, metrics.retries_connection);
+    case Fault::kTimeout:
+      return retry("timed out" + detail, Kind::kTimeout, 0, metrics.retries_timeout);
     case Fault::kStall:
       return retry(fmt::format("stalled: no byte for {} s", settings()->stall_timeout_s),
-                   Kind::kTimeout, 0);
+                   Kind::kTimeout, 0, metrics.retries_timeout);
     case Fault::kShortBody:
       return retry(expected_nbytes_ ? fmt::format("expected a body of {} bytes but found {}",
                                                   *expected_nbytes_, body_nbytes_)
                                     : "the body was cut short" + detail,
-                   Kind::kOther, 0);
+                   Kind::kOther, 0, metrics.retries_connection);
     case Fault::kTls: fail("TLS failed" + detail);
     case Fault::kBadRequest: fail("the request cannot be sent" + detail);
     case Fault::kOther: fail("the transfer failed" + detail);
@@ -484,11 +477,12 @@ double HttpRead::retry_fault(const ExchangeEnd& end) {
     case Fault::kReset:
     case Fault::kDeadline: break;
   }
-  return retry("the connection was lost" + detail, Kind::kOther, 0);
+  return retry("the connection was lost" + detail, Kind::kOther, 0, metrics.retries_connection);
 }
 
 // Decorrelated jitter: clients that failed together do not come back together.
-double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s) {
+double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s,
+                       TransportMetrics::Counter& counter) {
   const ClientOptions& options = source_->options();
   backoff_s_ = std::min(kMaxBackoff_s, draw(options.backoff_s, backoff_s_ * 3));
   const double delay_s = std::max(backoff_s_, at_least_s);
@@ -500,7 +494,7 @@ double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s) 
   redirected_to_.reset();
   crossed_origin_ = false;
   redirects_ = 0;
-  source_->metrics().retries.fetch_add(1, std::memory_order_relaxed);
+  count_retry(counter, reason);
   return delay_s;
 }
 
@@ -516,9 +510,7 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
 
 void HttpRead::finish(std::exception_ptr error) noexcept {
   if (on_wire_) source_->metrics().in_flight.add(-1);
-  if (error && !is_interruption(error)) {
-    source_->metrics().errors.fetch_add(1, std::memory_order_relaxed);
-  }
+  if (hedge_ == nullptr) source_->count_read(made_, error);
   if (error) error = add_name(std::move(error), source_->name());
   sink_.done(std::move(error));
 }

@@ -38,7 +38,6 @@ class HttpRead final : public Job {
   // What is done with the body of the answer.
   enum class Answer { kNone, kData, kRedirect, kError, kOtherVersion };
 
-  void count_exchange(const ExchangeEnd& end);
   void rewind();
   Headers prepare();
   std::string format_range() const;
@@ -56,7 +55,12 @@ class HttpRead final : public Job {
   double follow_redirect();
   double restart();
   double retry_fault(const ExchangeEnd& end);
-  double retry(const std::string& reason, TransportError::Kind kind, double at_least_s);
+  double retry(const std::string& reason, TransportError::Kind kind, double at_least_s,
+               TransportMetrics::Counter& counter);
+  void count_retry(TransportMetrics::Counter& counter, const std::string& reason);
+  void count_exchange(const ExchangeEnd& end);
+  std::string format_exchange(const ExchangeEnd& end) const;
+  std::optional<double> conclude(const ExchangeEnd& end);
   [[noreturn]] void fail(const std::string& reason,
                          TransportError::Kind kind = TransportError::Kind::kOther) const;
   double elapsed_s() const;
@@ -75,6 +79,7 @@ class HttpRead final : public Job {
   std::shared_ptr<const Version> version_;  // of the bytes that were filled
 
   // The attempts so far.
+  const Clock::time_point made_ = Clock::now();
   Clock::time_point started_;
   int attempts_ = 0;
   int immediate_retries_ = 0;
@@ -101,6 +106,11 @@ class HttpRead final : public Job {
   uint64_t body_nbytes_ = 0;                 // received
   std::optional<uint64_t> expected_nbytes_;  // of the body
   std::string error_body_;
+  // For the log, while it is on.
+  std::string method_;
+  std::string asked_range_;
+  Clock::time_point sent_;
+  std::string retry_reason_;
 };
 
 }  // namespace torchnpy

@@ -1,6 +1,7 @@
 // What the reads of one HTTP object share; for http.cpp and http_read.cpp alone.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -28,6 +29,7 @@ struct Version {
   std::optional<uint64_t> nbytes;
   std::string etag;
   std::string modified;
+  std::optional<Checksum> checksum{};
 
   // False where both say something and it differs.
   bool matches(const VersionSeen& seen) const;
@@ -69,6 +71,9 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
   void forget() override;
+  bool asks_checksum() const override { return object_->asks_checksum(); }
+  std::optional<Checksum> checksum() const override;
+  void discard() override;
 
   HttpObject& object() const { return *object_; }
   const ClientOptions& options() const { return *context_->options; }
@@ -76,11 +81,16 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   TransportMetrics& metrics() const { return *context_->metrics; }
   Experience& experience() const { return context_->experience; }
 
+  // A read that began at `started` has ended.
+  void count_read(std::chrono::steady_clock::time_point started, const std::exception_ptr& error);
+
   // nullptr before the first answer.
   std::shared_ptr<const Version> version() const;
   // Pins the version that the first answer shows. The pinned version, or nullptr when
   // `seen` is another one. `first`: the caller's first answer.
   std::shared_ptr<const Version> pin(const VersionSeen& seen, bool first);
+  // The checksum that an answer of the pinned version has.
+  void learn_checksum(const Checksum& checksum);
   // Forgets the version; false when other reads than the caller's rest on it. `pinned`: the
   // caller's does.
   bool unpin(bool pinned);

@@ -39,6 +39,7 @@ std::map<std::string, double> TransportMetrics::snapshot() const {
   const auto seconds = [](uint64_t us) { return static_cast<double>(us) * 1e-6; };
   std::map<std::string, double> values{
       {"first_byte_s", seconds(first_byte_us)},
+      {"reads", static_cast<double>(total.count())},
       {"in_flight", static_cast<double>(in_flight.value())},
       {"in_flight_max", static_cast<double>(in_flight.max())},
   };

@@ -64,16 +64,16 @@ class Histogram {
 struct TransportMetrics {
   using Counter = std::atomic<uint64_t>;
   Counter requests{0};            // sent: attempts and redirects followed
-  Counter retries{0};             // attempts after a read's first; by reason:
+  Counter retries{0};             // attempts after a read's first; the sum of these reasons:
   Counter retries_status{0};      // 500, 503, ...
   Counter retries_connection{0};  // not resolved, refused, lost, cut short
   Counter retries_timeout{0};     // connecting, stalled
   Counter retries_changed{0};     // the object changed
-  Counter retries_checksum{0};
-  Counter retries_learnt{0};  // a region, a clock, new credentials
-  Counter redirects{0};       // followed
-  Counter errors{0};          // reads that ended with an error, but for those that were cancelled
-  Counter bytes_received{0};  // of bodies
+  Counter retries_checksum{0};    // what was read is not what the store has a checksum of
+  Counter retries_learnt{0};      // a region, a clock, new credentials
+  Counter redirects{0};           // followed
+  Counter errors{0};              // reads that ended with an error, but for the cancelled
+  Counter bytes_received{0};      // of bodies
   Counter connections_opened{0};
   Counter connections_reused{0};   // requests over a connection that was there
   Counter hedges{0};               // second requests for the slow tail

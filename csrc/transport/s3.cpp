@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "transport/s3_account.h"
+#include "transport/s3_checksum.h"
 #include "transport/s3_site.h"
 #include "transport/sigv4.h"
 #include "transport/utf8.h"
@@ -92,7 +93,18 @@ class S3Object : public HttpObject {
     if (key_path_.empty()) {
       std::erase_if(headers, [](const auto& header) { return header.first != "Accept-Encoding"; });
     }
+    const bool is_whole =
+        std::ranges::none_of(headers, [](const auto& header) { return header.first == "Range"; });
+    if (is_whole && asks_checksum()) headers.emplace_back("x-amz-checksum-mode", "ENABLED");
     return account_->make_request(bucket_, key_path_, query_, std::move(headers));
+  }
+
+  bool asks_checksum() const override {
+    return account_->options().checksums && !key_path_.empty();
+  }
+
+  std::optional<Checksum> find_checksum(const HttpResponse& response) const override {
+    return asks_checksum() ? parse_s3_checksum(response) : std::nullopt;
   }
 
   Verdict judge(const HttpResponse& response) override {

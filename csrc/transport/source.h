@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/bytes.h"
+#include "base/checksum.h"
 
 namespace torchnpy {
 
@@ -80,6 +81,15 @@ class Source {
   // Forgets which version of the object the reads so far were of, so that the next may find
   // another. No read may be in flight.
   virtual void forget() {}
+
+  // Whether reads of the whole object (Range{}) ask for the checksum that the store keeps of it.
+  virtual bool asks_checksum() const { return false; }
+  // The store's checksum of all of the object's bytes, known before the first byte is filled where
+  // one was sent. Not compared here: who reads does that.
+  virtual std::optional<Checksum> checksum() const { return std::nullopt; }
+  // Forgets as forget(), and counts it: what was read does not match the checksum, and is read
+  // again.
+  virtual void discard() { forget(); }
 };
 
 }  // namespace torchnpy

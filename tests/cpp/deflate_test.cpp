@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "deflated.h"
 #include "error_of.h"

@@ -303,5 +303,64 @@ TEST_F(LoaderTest, InterruptEndsTheWait) {
   set_interrupt_check(nullptr);
 }
 
+// Arrays whose store has a checksum.
+class LoaderChecksum : public LoaderTest, public ::testing::WithParamInterface<ChecksumKind> {
+ protected:
+  // `damage`: of the bytes that are sent, the one that is changed; none when it is npos.
+  void make_damaged(const std::string& file, size_t damage) {
+    std::string sent = file;
+    if (damage != std::string::npos) sent[damage] ^= 1;
+    make_source(sent)->stored = {GetParam(), compute_crc(GetParam(), as_bytes(file))};
+    source_->chunk_nbytes = 1 << 20;
+    source_->changes_to = sent;
+  }
+
+  // Of several pieces of the check, and of several parts.
+  const std::string large_ = make_npy(9000, 1024);
+};
+
+TEST_P(LoaderChecksum, ThatMatchesTakesNoMoreReads) {
+  make_damaged(make_npy(3, 1000), std::string::npos);
+  EXPECT_EQ("", load());
+  ASSERT_EQ(1u, source_->reads.size());
+  EXPECT_EQ(Range::kToEnd, source_->reads[0].nbytes);
+}
+
+TEST_P(LoaderChecksum, OfALargeArrayMatchesOverItsParts) {
+  make_damaged(large_, std::string::npos);
+  source_->sizes.part_nbytes = 1 << 20;
+  EXPECT_EQ("", load());
+  EXPECT_EQ(large_.substr(kHeaderNbytes), data());
+  EXPECT_GT(source_->reads.size(), 8u);
+}
+
+TEST_P(LoaderChecksum, FindsOneBitAnywhere) {
+  for (const size_t damage : {kHeaderNbytes, size_t{70'000}, size_t{4} << 20, large_.size() - 1}) {
+    make_damaged(large_, damage);
+    const std::string error = load();
+    EXPECT_TRUE(error.starts_with("memory: expected " + format_checksum(*source_->stored) +
+                                  " but found 0x"))
+        << error;
+    EXPECT_TRUE(error.ends_with("; the data was damaged on its way")) << error;
+  }
+}
+
+TEST_P(LoaderChecksum, BeginsAgainOnceWhenItDoesNotMatch) {
+  make_damaged(large_, 5'000'000);
+  source_->changes_to = large_;
+  EXPECT_EQ("", load());
+  EXPECT_EQ(large_.substr(kHeaderNbytes), data());
+}
+
+TEST_P(LoaderChecksum, IsOfNoConcernToRows) {
+  make_damaged(make_npy(3, 1000), kHeaderNbytes);
+  EXPECT_EQ("", load_rows(0, 1));
+  EXPECT_EQ(kFirstReadNbytes, source_->reads[0].nbytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LoaderChecksum,
+                         ::testing::Values(ChecksumKind::kCrc32, ChecksumKind::kCrc32c,
+                                           ChecksumKind::kCrc64Nvme));
+
 }  // namespace
 }  // namespace torchnpy

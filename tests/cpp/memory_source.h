@@ -29,6 +29,7 @@ class MemorySource final : public Source {
   bool changes_once = false;           // the first read is restarted half way
   std::string changes_to;              // what the object is after forget()
   ReadSizes sizes;
+  std::optional<Checksum> stored;  // the store's
   std::vector<Range> reads;
 
   ReadSizes read_sizes(uint64_t) const override { return sizes; }
@@ -60,6 +61,8 @@ class MemorySource final : public Source {
     fault = nullptr;
     later_fault = nullptr;
   }
+  bool asks_checksum() const override { return stored.has_value(); }
+  std::optional<Checksum> checksum() const override { return stored; }
 
  private:
   void send(Range range, Sink& sink) {

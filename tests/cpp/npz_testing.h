@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "archive/npz.h"
+#include "base/checksum.h"
 #include "base/error.h"
 #include "deflated.h"
-#include "format/deflate.h"
 #include "memory_source.h"
 #include "npy_bytes.h"
 #include "zip_bytes.h"

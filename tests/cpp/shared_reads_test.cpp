@@ -189,6 +189,7 @@ TEST_F(Hedge, SecondRequestAnswersALateOne) {
   EXPECT_EQ(client.metrics->hedges, 1);
   EXPECT_GE(client.metrics->hedges_won, 1u);
   EXPECT_EQ(client.metrics->errors, 0);
+  EXPECT_EQ(client.metrics->total.count(), kWarmUp + 1);
 }
 
 TEST_F(Hedge, FirstRequestMayWinAllTheSame) {

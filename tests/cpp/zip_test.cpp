@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "error_of.h"
-#include "format/deflate.h"
 #include "zip_bytes.h"
 
 namespace torchnpy {

@@ -303,6 +303,18 @@ def edit(**headers: str) -> Fault:
     return fault
 
 
+def damage(offset: int = -1) -> Fault:
+    """The right answer with one byte of its body changed."""
+
+    def fault(_: Request, answer: Answer) -> Answer:
+        body = bytearray(answer.body)
+        body[offset] ^= 0x10
+        answer.body = bytes(body)
+        return answer
+
+    return fault
+
+
 def whole(server: ObjectServer, **headers: str) -> Fault:
     """200 with all of the object, as servers do that know no ranges."""
     return lambda request, _: Answer(200, dict(headers), server.objects[request.path])

@@ -1,4 +1,4 @@
-"""nginx in a process of its own: what many objects are served by, with TLS and HTTP/2 on request."""
+"""nginx in a process of its own, with TLS and HTTP/2 on request."""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
+import zlib
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
@@ -26,6 +29,36 @@ class Bucket:
     public: bool = False
     requester_pays: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
+    checksums: dict[str, dict[str, str]] = field(default_factory=dict)  # headers by key
+
+
+@functools.cache
+def _crc_table(polynomial: int) -> list[int]:
+    table = []
+    for remainder in range(256):
+        for _ in range(8):
+            remainder = remainder >> 1 ^ (polynomial if remainder & 1 else 0)
+        table.append(remainder)
+    return table
+
+
+def _crc(data: bytes, width: int, polynomial: int) -> int:
+    table, mask = _crc_table(polynomial), (1 << width) - 1
+    crc = mask
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return crc ^ mask
+
+
+def checksum(algorithm: str, data: bytes) -> str:
+    """As S3 writes it: base64 of the big-endian value."""
+    digests = {
+        "crc32": lambda: zlib.crc32(data).to_bytes(4, "big"),
+        "crc32c": lambda: _crc(data, 32, 0x82F63B78).to_bytes(4, "big"),
+        "crc64nvme": lambda: _crc(data, 64, 0x9A6C9329AC4BC9B5).to_bytes(8, "big"),
+        "sha256": lambda: hashlib.sha256(data).digest(),
+    }
+    return base64.b64encode(digests[algorithm]()).decode()
 
 
 class SignatureError(Exception):
@@ -47,6 +80,15 @@ class S3Server(ObjectServer):
         self.buckets[bucket].objects[key] = body
         return f"s3://{bucket}/{key}"
 
+    def keep_checksum(self, key: str, algorithm: str, *, parts: int = 0) -> None:
+        """Of an object in `bucket`; over the checksums of so many parts, or of all its bytes."""
+        bucket = self.buckets["bucket"]
+        value = checksum(algorithm, bucket.objects[key]) + (f"-{parts}" if parts else "")
+        bucket.checksums[key] = {
+            f"x-amz-checksum-{algorithm}": value,
+            "x-amz-checksum-type": "COMPOSITE" if parts else "FULL_OBJECT",
+        }
+
     def answer(self, request: Request) -> Answer:
         name, key = self._locate(request)
         bucket = self.buckets.get(name)
@@ -65,7 +107,11 @@ class S3Server(ObjectServer):
         if key not in bucket.objects:
             return s3_error(404, "NoSuchKey", "The key does not exist")(request, Answer(404))
         self.objects[request.path] = bucket.objects[key]
-        return super().answer(request)
+        answer = super().answer(request)
+        # None with a range: S3, MinIO and Ceph do so.
+        if request.headers.get("x-amz-checksum-mode") == "ENABLED" and answer.status == 200:
+            answer.headers |= bucket.checksums.get(key, {})
+        return answer
 
     def _locate(self, request: Request) -> tuple[str, str]:
         host = request.headers["host"].rpartition(":")[0]
