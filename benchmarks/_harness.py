@@ -49,7 +49,7 @@ class Sample:
 @dataclass(frozen=True)
 class Contender:
     name: str
-    role: str  # "ours", "peer" or "limit"
+    role: str  # "ours", "variant" (ours with other options), "peer" or "limit"
     # Imports and connects, and returns the function that does the work once. What it raises
     # makes a peer or a limit absent, with that reason; of us it is an error.
     make: Callable[[], Callable[[], object]]
@@ -108,11 +108,16 @@ def run(rows: Sequence[Row], args: argparse.Namespace) -> None:
     for row in rows:
         if args.rows and row.name not in args.rows:
             continue
-        result = measure(row, args.rounds)
-        print_result(result)
-        results.append(asdict(result))
+        results.append(measure(row, args.rounds))
+        print_result(results[-1])
+    write(results, args, machine)
+
+
+def write(
+    results: Sequence[Result], args: argparse.Namespace, machine: dict[str, object] | None = None
+) -> None:
     document = {"benchmark": args.name, "quick": args.quick, "rounds": args.rounds}
-    document |= {"machine": machine, "rows": results}
+    document |= {"machine": machine or describe_machine(), "rows": [asdict(r) for r in results]}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {args.output}")

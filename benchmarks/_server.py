@@ -8,9 +8,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import trustme
 from _harness import compile_cpp
 from tqdm import tqdm
 
@@ -37,12 +39,24 @@ http {{
   fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
+  ssl_certificate {folder}/server.pem;
+  ssl_certificate_key {folder}/server.pem;
   server {{
     listen 127.0.0.1:{port};
+    listen 127.0.0.1:{tls_port} ssl;
     root {folder}/root;
   }}
 }}
 """
+
+
+@dataclass(frozen=True)
+class Server:
+    """nginx with a bucket, on 127.0.0.1."""
+
+    port: int
+    tls_port: int
+    ca_file: str  # the authority of its certificate
 
 
 def small_key(index: int) -> str:
@@ -64,8 +78,8 @@ def use_credentials() -> None:
     }
 
 
-def serve_objects(count: int, large_nbytes: int) -> AbstractContextManager[int]:
-    """Serves a bucket with `count` small objects and a large one; yields the port."""
+def serve_objects(count: int, large_nbytes: int) -> AbstractContextManager[Server]:
+    """Serves a bucket with `count` small objects and a large one."""
 
     def fill(bucket: Path) -> None:
         random = np.random.default_rng(0)
@@ -76,8 +90,8 @@ def serve_objects(count: int, large_nbytes: int) -> AbstractContextManager[int]:
     return _serve(fill)
 
 
-def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[int]:
-    """Serves a bucket with these objects, by key; yields the port."""
+def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[Server]:
+    """Serves a bucket with these objects, by key."""
 
     def fill(bucket: Path) -> None:
         for key, content in objects.items():
@@ -87,19 +101,25 @@ def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[int]:
 
 
 @contextmanager
-def _serve(fill: Callable[[Path], None]) -> Iterator[int]:
+def _serve(fill: Callable[[Path], None]) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
         bucket = Path(folder, "root", BUCKET)
         bucket.mkdir(parents=True)
         fill(bucket)
-        port = free_port()
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(f"{folder}/ca.pem")
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(f"{folder}/server.pem")
+        server = Server(free_port(), free_port(), f"{folder}/ca.pem")
         user = "user root;" if os.geteuid() == 0 else ""
         config = Path(folder, "nginx.conf")
-        config.write_text(CONFIG.format(folder=folder, port=port, user=user))
+        config.write_text(
+            CONFIG.format(folder=folder, port=server.port, tls_port=server.tls_port, user=user)
+        )
         nginx = subprocess.Popen(["nginx", "-p", folder, "-c", str(config)])
         try:
-            wait_for(f"http://127.0.0.1:{port}/{BUCKET}/{next(bucket.iterdir()).name}")
-            yield port
+            wait_for(f"http://127.0.0.1:{server.port}/{BUCKET}/{next(bucket.iterdir()).name}")
+            yield server
         finally:
             nginx.terminate()
             nginx.wait()

@@ -40,10 +40,10 @@ def main() -> None:
     remote_archive = save(
         {name_of(i): noise(i, MEMBER_NBYTES) for i in range(remote_count)}, np.savez
     )
-    with serve_bucket({ARCHIVE_KEY: remote_archive}) as port:
+    with serve_bucket({ARCHIVE_KEY: remote_archive}) as server:
         rows = [*sample_rows(args), images_row(args), tokens_row(args)]
         rows += [threads_row(args, count) for count in (1, 2, 4, 8)]
-        rows += [open_row(args), remote_row(port, remote_count, len(remote_archive))]
+        rows += [open_row(args), remote_row(server.port, remote_count, len(remote_archive))]
         run(rows, args)
 
 

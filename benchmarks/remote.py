@@ -7,6 +7,7 @@ plain HTTP. The limit is a libcurl program that only fetches (raw_curl.cpp).
 import asyncio
 import io
 import json
+import os
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from _server import (
     BUCKET,
     LARGE_KEY,
     SMALL_SHAPE,
+    Server,
     delayed,
     serve_objects,
     small_key,
@@ -37,11 +39,12 @@ def main() -> None:
     args = parse_args(__doc__.split("\n")[0], "remote")
     count, large_nbytes = (200, 32 << 20) if args.quick else (2000, 512 << 20)
     use_credentials()
-    with serve_objects(count, large_nbytes) as port, delayed(port, 10) as slow_port:
+    with serve_objects(count, large_nbytes) as server, delayed(server.port, 10) as slow_port:
         rows = [
-            small_row("small", f"{count} objects of 30 kB", port, count),
+            small_row("small", f"{count} objects of 30 kB", server.port, count),
             small_row("small_20ms", f"{count} objects of 30 kB, 20 ms away", slow_port, count),
-            large_row(port, large_nbytes),
+            large_row(server.port, large_nbytes),
+            https_row(server, large_nbytes),
         ]
         run(rows, args)
 
@@ -100,11 +103,49 @@ def large_row(port: int, nbytes: int) -> Row:
     return Row("large", title, "MB/s", contenders, amount=nbytes / 1e6, check=check)
 
 
-def raw_curl(arguments: list[str]) -> Work:
+def https_row(server: Server, nbytes: int) -> Row:
+    """Where encryption takes most of the time: what more I/O threads bring, and HTTP/2."""
+    base = f"https://127.0.0.1:{server.tls_port}"
+
+    def ours(name: str, role: str = "variant", **options: Any) -> Contender:
+        def make() -> Work:
+            import torchnpy
+
+            client = torchnpy.Client(endpoint=base, ca_bundle=server.ca_file, **options)
+            return lambda: torchnpy.load(f"s3://{BUCKET}/{LARGE_KEY}", client=client)
+
+        return Contender(name, role, make)
+
+    def boto3() -> Work:
+        client = boto3_client(server.tls_port, "https", verify=server.ca_file)
+        return lambda: tensor_over(client.get_object(Bucket=BUCKET, Key=LARGE_KEY)["Body"].read())
+
+    def check(tensor: object) -> None:
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.numel() == nbytes
+
+    arguments = ["large", f"{base}/{BUCKET}/{LARGE_KEY}", str(nbytes), "4", "1"]
+    contenders = [
+        ours("torchnpy", "ours"),
+        ours("torchnpy, 1 I/O thread", io_threads=1),
+        ours("torchnpy, 4 I/O threads", io_threads=4),
+        Contender("boto3", "peer", boto3),
+        Contender(
+            "libcurl, 4 threads, huge pages", "limit", partial(raw_curl, arguments, server.ca_file)
+        ),
+    ]
+    title = f"one object of {nbytes >> 20} MiB over HTTPS"
+    return Row("large_https", title, "MB/s", contenders, amount=nbytes / 1e6, check=check)
+
+
+def raw_curl(arguments: list[str], ca_file: str | None = None) -> Work:
     program = compile_cpp("raw_curl.cpp", ["-lcurl"])
+    environment = os.environ | ({"SSL_CERT_FILE": ca_file} if ca_file else {})
 
     def work() -> Sample:
-        done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            [str(program), *arguments], capture_output=True, text=True, env=environment
+        )
         if done.returncode:
             raise RuntimeError(done.stderr)
         measured = json.loads(done.stdout)
@@ -232,12 +273,13 @@ def boto3_large(port: int) -> Work:
     return lambda: tensor_over(client.get_object(Bucket=BUCKET, Key=LARGE_KEY)["Body"].read())
 
 
-def boto3_client(port: int) -> Any:
+def boto3_client(port: int, scheme: str = "http", verify: str | bool = True) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(max_pool_connections=2 * THREADS, s3={"addressing_style": "path"})
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", config=config)
+    url = f"{scheme}://127.0.0.1:{port}"
+    return boto3.client("s3", endpoint_url=url, config=config, verify=verify)
 
 
 if __name__ == "__main__":
