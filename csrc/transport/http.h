@@ -56,10 +56,8 @@ class HttpObject {
   virtual HttpRequest make_request(Headers headers) = 0;
   // Judges an answer that is neither 2xx nor a redirect that is followed.
   virtual Verdict judge(const HttpResponse& response) = 0;
-  // Sees the head of each good answer; of its headers only date and x-amz-*.
-  virtual void accept(const HttpResponse&) {}
-  // Whether requests without a range ask for the store's checksum of the object, and which one an
-  // answer (as of accept()) to such a request has.
+  // Whether requests without a range ask for the store's checksum of the object, and which one a
+  // good answer to such a request has.
   virtual bool asks_checksum() const { return false; }
   virtual std::optional<Checksum> find_checksum(const HttpResponse&) const { return std::nullopt; }
 };

@@ -103,13 +103,9 @@ HttpHead parse_head(std::string_view text) {
   return head;
 }
 
-Headers parse_headers(std::string_view text, bool all) {
+Headers parse_headers(std::string_view text) {
   Headers headers;
   for_each_header(text, [&](std::string_view name, std::string_view value) {
-    if (!all && !equal_ignoring_case(name, "date") &&
-        !equal_ignoring_case(name.substr(0, 6), "x-amz-")) {
-      return;
-    }
     std::string key(name);
     for (char& c : key) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
     headers.emplace_back(std::move(key), value);

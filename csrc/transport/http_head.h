@@ -26,8 +26,8 @@ struct HttpHead {
 // `text` begins with the status line.
 HttpHead parse_head(std::string_view text);
 
-// All headers, names in lower case; else only those that HttpObject::accept is promised.
-Headers parse_headers(std::string_view text, bool all);
+// All headers, names in lower case.
+Headers parse_headers(std::string_view text);
 
 // "bytes 0-99/1000", "bytes 0-99/*", "bytes */1000".
 struct ContentRange {

@@ -224,13 +224,11 @@ void HttpRead::accept_head() {
     return;
   }
   answer_ = is_pinned ? Answer::kData : Answer::kOtherVersion;
-  if (!is_pinned) return;
+  // Only of an answer that is asked for without a range is it sure that it is of the whole object.
+  if (!is_pinned || ranged_ || head_.status != 200 || !source_->asks_checksum()) return;
   HttpResponse response;
   response.status = head_.status;
-  response.headers = parse_headers(head_text_, false);
-  source_->object().accept(response);
-  // Only of an answer that is asked for without a range is it sure that it is of the whole object.
-  if (ranged_ || head_.status != 200) return;
+  response.headers = parse_headers(head_text_);
   if (const auto checksum = source_->object().find_checksum(response)) {
     source_->learn_checksum(*checksum);
   }
@@ -372,7 +370,7 @@ std::optional<double> HttpRead::end_error() {
   if (head_.status == 416 && ranged_) return end_unsatisfiable();
   HttpResponse response;
   response.status = head_.status;
-  response.headers = parse_headers(head_text_, true);
+  response.headers = parse_headers(head_text_);
   response.body = std::move(error_body_);
   const Verdict verdict = source_->object().judge(response);
   const std::string words = clean(verdict.message.empty() ? head_.reason : verdict.message);
