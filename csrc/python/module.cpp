@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "python/convert.h"
+#include "python/credentials.h"
 #include "python/gil.h"
 #include "python/npz.h"
 #include "torch/load.h"
@@ -140,6 +141,9 @@ std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   set("deadline_s", options.deadline_s);
   set("retries", options.retries);
   set("retry_timeout_s", options.retry_timeout_s);
+  if (kwargs.contains("credentials")) {
+    options.credentials = make_callable_provider(kwargs["credentials"]);
+  }
   return Client::make(std::move(options));
 }
 

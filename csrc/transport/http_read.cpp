@@ -131,6 +131,7 @@ HttpRequest HttpRead::begin() {
   }
   if (redirected_to_) request.url = redirected_to_->request();
   url_ = request.url;
+  made_with_ = request.made_with;
   on_wire_ = true;
   source_->metrics().requests.fetch_add(1, std::memory_order_relaxed);
   source_->metrics().in_flight.add(1);
@@ -317,6 +318,7 @@ std::optional<double> HttpRead::end_error() {
   response.status = head_.status;
   response.headers = parse_headers(head_text_, true);
   response.body = std::move(error_body_);
+  response.made_with = made_with_;
   const Verdict verdict = source_->object().judge(response);
   const std::string words = clean(verdict.message.empty() ? head_.reason : verdict.message);
   const std::string reason = fmt::format("HTTP {}{}{}{}", head_.status, words.empty() ? "" : " (",
