@@ -227,7 +227,7 @@ GOOD = {"access_key": "a", "secret_key": "b"}
         (None, "credentials but found NoneType"),
         ({}, "access key as a str"),
         (GOOD | {"secret_key": 1}, "secret key as a str but found int"),
-        (GOOD | {"expiration": datetime(2090, 1, 1)}, "time zone"),  # noqa: DTZ001
+        (GOOD | {"expiration": datetime(2090, 1, 1)}, "time zone"),
         (GOOD | {"expiry": "soon"}, "ISO 8601"),
         (SimpleNamespace(access_key="a b", secret_key="c"), "blanks"),
     ],
