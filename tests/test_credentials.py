@@ -161,8 +161,8 @@ def test_a_container_gives_them(
     monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", aws.url + "/container")
     monkeypatch.setenv("HTTP_PROXY", refused_url())  # not for metadata
     monkeypatch.setenv("NO_PROXY", "nothing.example")
-    with pytest.raises(PermissionError, match="401 .*wrong token"):
-        aws.container_token = "secret"
+    aws.container_token = "secret"
+    with pytest.raises(PermissionError, match=r"401 .*wrong token"):
         loads(s3_server, proxy="")
     if place == "file":
         (tmp_path / "token").write_text("secret")
