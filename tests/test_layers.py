@@ -26,7 +26,8 @@ LIBRARIES = {
     "fmt": (r"fmt/", r".*"),
     "curl": (r"curl/", r"transport/(engine\.cpp|reactor\.(h|cpp))"),
     "openssl": (r"openssl/", r"transport/.*\.cpp"),
-    "pugixml": (r"pugixml", r"transport/(s3|list)\w*\.cpp"),
+    "pugixml": (r"pugixml", r"transport/(s3\w*|list\w*|credentials_sts)\.cpp"),
+    "json": (r"nlohmann/", r"transport/credentials_parse\.cpp"),
     "codec": (
         r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l|boost/crc",
         r"format/deflate\.cpp|base/checksum\.cpp",
@@ -37,7 +38,7 @@ LIBRARIES = {
 
 SYSTEM_HEADER = re.compile(
     r"[a-z_]+|(sys|netinet|arpa|linux)/\w+\.h"
-    r"|(dirent|dlfcn|errno|fcntl|limits|netdb|poll|pthread|pwd|sched|signal|stdio|stdlib|string"
+    r"|(dirent|dlfcn|errno|fcntl|limits|netdb|poll|pthread|pwd|sched|signal|spawn|stdio|stdlib|string"
     r"|strings|time|unistd)\.h"
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torchnpy._ops import _C
@@ -33,7 +33,16 @@ class Client:
         profile: Section of ~/.aws/config and ~/.aws/credentials. Default: AWS_PROFILE.
         addressing: "path" (endpoint/bucket/key), "virtual" (bucket.endpoint/key), or "auto": path
             when an endpoint is given or the bucket's name has a dot.
-        credentials: "auto" (environment, then profile) or "anonymous" (requests are not signed).
+        credentials: "auto" (the places that boto3 looks in, in its order: docs/credentials.md),
+            "anonymous" (requests are not signed), or a callable without parameters, which then is
+            the only place. It returns a mapping or an object with ``access_key`` (or
+            ``aws_access_key_id``, ``access_key_id``), ``secret_key`` (``aws_secret_access_key``,
+            ``secret_access_key``) and, where there are any, ``token`` (``session_token``,
+            ``aws_session_token``) and ``expiration`` (``expiry``, ``expiry_time``): a datetime with
+            a time zone, or ISO 8601. ``boto3.Session().get_credentials().get_frozen_credentials``
+            is one. It is called again before they expire and when S3 says that they have, on any
+            thread. What it raises arrives with its message in a TransportError. A client with a
+            callable pickles if the callable does.
         headers: Sent with each request, but never to another host after a redirect.
         requester_pays: Accept that the requester is charged.
         ca_bundle: File with the certificates to trust. Default: AWS_CA_BUNDLE, SSL_CERT_FILE,
@@ -69,7 +78,7 @@ class Client:
         region: str | None = None,
         profile: str | None = None,
         addressing: Literal["auto", "path", "virtual"] = "auto",
-        credentials: Literal["auto", "anonymous"] = "auto",
+        credentials: Literal["auto", "anonymous"] | Callable[[], Any] = "auto",
         headers: Mapping[str, str] | None = None,
         requester_pays: bool = False,
         ca_bundle: str | os.PathLike[str] | None = None,
@@ -92,9 +101,11 @@ class Client:
             raise ValueError(
                 f"addressing: expected 'auto', 'path' or 'virtual' but found {addressing!r}"
             )
-        if credentials not in ("auto", "anonymous"):
+        if credentials not in ("auto", "anonymous") and not callable(credentials):
+            # Not shown: it may be a secret.
             raise ValueError(
-                f"credentials: expected 'auto' or 'anonymous' but found {credentials!r}"
+                "credentials: expected 'auto', 'anonymous' or a callable but found "
+                + (repr(credentials) if credentials in (None, "") else type(credentials).__name__)
             )
         self._options: dict[str, Any] = {
             "endpoint": endpoint,
@@ -122,7 +133,9 @@ class Client:
         }
         native = {name: value for name, value in self._options.items() if value is not None}
         native["addressing"] = getattr(_C.Addressing, addressing)
-        native["anonymous"] = native.pop("credentials") == "anonymous"
+        native["anonymous"] = credentials == "anonymous"
+        if not callable(native["credentials"]):
+            del native["credentials"]
         native["headers"] = list((headers or {}).items())
         self._native = _C.Client(**native)
 
@@ -207,6 +220,12 @@ class Client:
             for name, value in self._options.items()
             if value is not None and name not in ("headers", "proxy")
         }
+        if callable(shown["credentials"]):
+            # A bound method's repr shows what it is bound to.
+            name = getattr(
+                shown["credentials"], "__qualname__", type(shown["credentials"]).__name__
+            )
+            shown["credentials"] = f"<{name}>"
         return f"Client({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:

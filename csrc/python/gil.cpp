@@ -70,10 +70,11 @@ bool check_signals() {
   return raised;
 }
 
-// Buffers whose last view died on a thread without the GIL: a list that is pushed to by any
-// thread and taken whole by one with the GIL.
+// Buffers whose last view, and objects whose last owner, died on a thread without the GIL: a list
+// that is pushed to by any thread and taken whole by one with the GIL.
 struct PendingRelease {
-  Py_buffer* view;
+  Py_buffer* view;  // or
+  PyObject* object;
   PendingRelease* next;
 };
 std::atomic<PendingRelease*> pending{nullptr};
@@ -106,8 +107,9 @@ Gate gate;
 int drain_pending(void* = nullptr) {
   PendingRelease* entry = pending.exchange(nullptr);
   while (entry != nullptr) {
-    PyBuffer_Release(entry->view);
+    if (entry->view != nullptr) PyBuffer_Release(entry->view);
     delete entry->view;
+    Py_XDECREF(entry->object);
     delete std::exchange(entry, entry->next);
   }
   return 0;
@@ -143,24 +145,43 @@ void drain_released_buffers() {
   if (pending.load(std::memory_order_relaxed) != nullptr) drain_pending();
 }
 
-void release_buffer(Py_buffer* view) noexcept {
+namespace {
+
+void release(Py_buffer* view, PyObject* object) noexcept {
   // torch gives up the GIL while it destroys a tensor that Python dropped. This thread comes
   // from Python, then, and takes it again in any case; a thread of C++ never does.
   const bool is_python = PyGILState_GetThisThreadState() != nullptr;
   const bool entered = gate.enter();
   if (is_python && entered) {
     const PyGILState_STATE gil = PyGILState_Ensure();
-    PyBuffer_Release(view);
+    if (view != nullptr) PyBuffer_Release(view);
+    Py_XDECREF(object);
     PyGILState_Release(gil);
     delete view;
   } else {
-    auto* entry = new PendingRelease{view, pending.load()};
+    auto* entry = new PendingRelease{view, object, pending.load()};
     while (!pending.compare_exchange_weak(entry->next, entry)) {
     }
     // Fails when 32 calls are waiting; a later release or load drains the list then.
     if (entered) Py_AddPendingCall(drain_pending, nullptr);
   }
   if (entered) gate.leave();
+}
+
+}  // namespace
+
+void release_buffer(Py_buffer* view) noexcept { release(view, nullptr); }
+
+void release_object(PyObject* object) noexcept { release(nullptr, object); }
+
+TakenGil::TakenGil() : entered_(gate.enter()) {
+  if (entered_) state_ = PyGILState_Ensure();
+}
+
+TakenGil::~TakenGil() {
+  if (!entered_) return;
+  PyGILState_Release(state_);
+  gate.leave();
 }
 
 void end_python() noexcept {

@@ -33,6 +33,24 @@ void release_buffer(Py_buffer* view) noexcept;
 // Releases what others left behind. With the GIL; cheap when there is nothing.
 void drain_released_buffers();
 
+// The same for a reference to any object.
+void release_object(PyObject* object) noexcept;
+
+// Takes the GIL on any thread for as long as it lives; where that is not possible any more
+// (`entered()` is false), the interpreter is ending and must not be called.
+class TakenGil {
+ public:
+  TakenGil();
+  ~TakenGil();
+  TakenGil(const TakenGil&) = delete;
+  TakenGil& operator=(const TakenGil&) = delete;
+  bool entered() const { return entered_; }
+
+ private:
+  bool entered_;
+  PyGILState_STATE state_{};
+};
+
 // Ends the library's use of the interpreter: wakes and awaits the waiting threads, ends I/O.
 // For atexit; with the GIL.
 void end_python() noexcept;

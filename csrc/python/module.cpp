@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "python/convert.h"
+#include "python/credentials.h"
 #include "python/gil.h"
 #include "python/npz.h"
 #include "torch/load.h"
@@ -141,6 +142,9 @@ std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   set("deadline_s", options.deadline_s);
   set("retries", options.retries);
   set("retry_timeout_s", options.retry_timeout_s);
+  if (kwargs.contains("credentials")) {
+    options.credentials = make_callable_provider(kwargs["credentials"]);
+  }
   return Client::make(std::move(options));
 }
 

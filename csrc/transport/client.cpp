@@ -181,8 +181,8 @@ class ClientImpl : public Client {
  public:
   explicit ClientImpl(ClientOptions options)
       : options_(std::make_shared<const ClientOptions>(std::move(options))),
-        account_(make_s3_account(options_)),
         metrics_(std::make_shared<TransportMetrics>()),
+        account_(make_s3_account(options_, metrics_)),
         context_(make_http_context(options_, metrics_)) {}
 
   const ClientOptions& options() const override { return *options_; }
@@ -239,8 +239,8 @@ class ClientImpl : public Client {
   }
 
   const std::shared_ptr<const ClientOptions> options_;
-  const std::shared_ptr<S3Account> account_;
   const std::shared_ptr<TransportMetrics> metrics_;
+  const std::shared_ptr<S3Account> account_;
   const std::shared_ptr<HttpContext> context_;
 };
 

@@ -8,15 +8,22 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <condition_variable>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <set>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/text.h"
+#include "base/wait.h"
+#include "transport/credentials_parse.h"
+#include "transport/credentials_providers.h"
 
 namespace torchnpy {
 namespace {
@@ -179,9 +186,18 @@ class EnvironmentProvider : public CredentialsProvider {
     }
     auto token = read_env("AWS_SESSION_TOKEN");
     if (!token) token = read_env("AWS_SECURITY_TOKEN");
-    return Credentials{*id, *secret, token.value_or(""), std::nullopt};
+    Credentials credentials{*id, *secret, token.value_or(""), std::nullopt};
+    if (const auto expiration = read_env("AWS_CREDENTIAL_EXPIRATION")) {
+      credentials.expiration = parse_iso8601(*expiration);
+      if (!credentials.expiration) {
+        throw ArgumentError("AWS_CREDENTIAL_EXPIRATION: expected an ISO 8601 time but found \"" +
+                            clean_words(*expiration) + '"');
+      }
+    }
+    return credentials;
   }
   std::string description() const override { return "the environment (AWS_ACCESS_KEY_ID)"; }
+  bool can_refresh() const override { return false; }
 };
 
 // Static keys in one of the two files.
@@ -208,6 +224,7 @@ class FileProvider : public CredentialsProvider {
   std::string description() const override {
     return fmt::format("profile \"{}\" of {}", profile_->name(), path());
   }
+  bool can_refresh() const override { return false; }
 
  private:
   const std::string* find(const std::string& key) const {
@@ -221,8 +238,8 @@ class FileProvider : public CredentialsProvider {
   File file_;
 };
 
-// Ways of a profile that are not built: to pass them by would use another identity than the
-// one that the profile asks for.
+// Ways of a profile that botocore is better at: to pass them by would use another identity than
+// the one that the profile asks for.
 class RefusedProvider : public CredentialsProvider {
  public:
   RefusedProvider(std::shared_ptr<const AwsProfile> profile, std::vector<std::string> keys)
@@ -232,9 +249,9 @@ class RefusedProvider : public CredentialsProvider {
     for (const std::string& key : keys_) {
       if (profile_->find(key) == nullptr) continue;
       throw UnsupportedError(
-          fmt::format("profile \"{}\" takes its credentials by {}, which is not supported; export "
-                      "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (`aws "
-                      "configure export-credentials --profile {} --format env` prints them)",
+          fmt::format("profile \"{}\" takes its credentials by {}, which is not supported; pass "
+                      "Client(credentials=boto3.Session(profile_name=\"{}\").get_credentials()"
+                      ".get_frozen_credentials)",
                       profile_->name(), key, profile_->name()));
     }
     return std::nullopt;
@@ -245,6 +262,8 @@ class RefusedProvider : public CredentialsProvider {
   std::shared_ptr<const AwsProfile> profile_;
   std::vector<std::string> keys_;
 };
+
+}  // namespace
 
 // They go into header lines and are printed nowhere.
 void check_printable(const Credentials& credentials) {
@@ -258,8 +277,6 @@ void check_printable(const Credentials& credentials) {
   }
 }
 
-}  // namespace
-
 std::optional<std::string> read_env(const char* name) {
   const char* const value = std::getenv(name);
   if (value == nullptr || *value == '\0') return std::nullopt;
@@ -270,12 +287,20 @@ IniFile parse_ini(std::string_view text, std::string_view name) {
   return IniParser(name).parse(text);
 }
 
-AwsProfile AwsProfile::read(const std::optional<std::string>& name) {
+std::string read_secret_file(const std::string& path, std::string_view parameter) {
+  std::string problem;
+  const std::string text = read_text(path, &problem);
+  if (!problem.empty()) {
+    throw TransportError(fmt::format("{}: {}{}", parameter, path, problem),
+                         TransportError::Kind::kDenied);
+  }
+  return std::string(trim(text));
+}
+
+AwsProfile AwsProfile::read(const std::optional<std::string>& name, std::string parameter) {
   AwsProfile profile;
-  std::string parameter;
   std::optional<std::string> wanted = name;
   profile.chosen_by_option_ = name.has_value();
-  if (wanted) parameter = "profile";
   for (const char* const variable : {"AWS_PROFILE", "AWS_DEFAULT_PROFILE"}) {
     if (wanted) break;
     wanted = read_env(variable);
@@ -319,54 +344,34 @@ const std::string* AwsProfile::find_in_services(const std::string& key) const {
   return find_in(services_, key);
 }
 
-std::vector<std::unique_ptr<CredentialsProvider>> make_credentials_chain(
-    std::shared_ptr<const AwsProfile> profile) {
+Provider make_environment_provider() { return std::make_unique<EnvironmentProvider>(); }
+
+std::vector<Provider> make_profile_chain(const std::shared_ptr<const AwsProfile>& profile,
+                                         const CredentialsContext& context, bool use_environment) {
   using Keys = std::vector<std::string>;
   using File = FileProvider::File;
-  std::vector<std::unique_ptr<CredentialsProvider>> chain;
-  if (!profile->chosen_by_option()) chain.push_back(std::make_unique<EnvironmentProvider>());
-  chain.push_back(std::make_unique<RefusedProvider>(
-      profile, Keys{"role_arn", "sso_session", "sso_account_id", "sso_start_url"}));
+  std::vector<Provider> chain;
+  chain.push_back(make_web_identity_provider(profile, context, use_environment));
+  chain.push_back(
+      std::make_unique<RefusedProvider>(profile, Keys{"sso_account_id", "sso_role_name"}));
   chain.push_back(std::make_unique<FileProvider>(profile, File::kCredentials));
-  chain.push_back(std::make_unique<RefusedProvider>(profile, Keys{"credential_process"}));
+  chain.push_back(std::make_unique<RefusedProvider>(profile, Keys{"login_session"}));
+  chain.push_back(make_process_provider(profile));
   chain.push_back(std::make_unique<FileProvider>(profile, File::kConfig));
   return chain;
 }
 
-CredentialsCache::CredentialsCache(std::vector<std::unique_ptr<CredentialsProvider>> chain)
-    : chain_(std::move(chain)) {}
-
-std::shared_ptr<const Credentials> CredentialsCache::known() const {
-  const std::lock_guard lock(process_mutex());
-  return known_;
-}
-
-std::shared_ptr<const Credentials> CredentialsCache::resolve() {
-  constexpr std::chrono::minutes kMargin{5};
-  auto credentials = known();
-  if (credentials != nullptr &&
-      (!credentials->expiration ||
-       *credentials->expiration - kMargin > std::chrono::system_clock::now())) {
-    return credentials;
+std::vector<Provider> make_credentials_chain(std::shared_ptr<const AwsProfile> profile,
+                                             const CredentialsContext& context) {
+  std::vector<Provider> chain;
+  if (!profile->chosen_by_option()) chain.push_back(make_environment_provider());
+  chain.push_back(make_role_provider(profile, context));
+  for (Provider& provider : make_profile_chain(profile, context, !profile->chosen_by_option())) {
+    chain.push_back(std::move(provider));
   }
-  std::vector<std::string> looked_in;
-  for (const auto& provider : chain_) {
-    if (auto found = provider->read()) {
-      check_printable(*found);
-      credentials = std::make_shared<const Credentials>(std::move(*found));
-      const std::lock_guard lock(process_mutex());
-      known_ = credentials;
-      return credentials;
-    }
-    if (std::string place = provider->description(); !place.empty()) {
-      looked_in.push_back(std::move(place));
-    }
-  }
-  throw TransportError(
-      fmt::format("expected credentials for S3 but found none in {}; for public objects pass "
-                  "credentials=\"anonymous\" to Client",
-                  fmt::join(looked_in, ", ")),
-      TransportError::Kind::kDenied);
+  chain.push_back(make_container_provider());
+  chain.push_back(make_instance_provider());
+  return chain;
 }
 
 }  // namespace torchnpy

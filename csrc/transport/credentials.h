@@ -3,12 +3,16 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "transport/client.h"
+#include "transport/metrics.h"
 
 namespace torchnpy {
 
@@ -34,7 +38,8 @@ class AwsProfile {
   // `name`: else AWS_PROFILE, AWS_DEFAULT_PROFILE, "default". Files that do not exist or
   // cannot be read count as empty. Throws ArgumentError when a profile that was asked for is
   // in neither file, FormatError for a file that cannot be parsed.
-  static AwsProfile read(const std::optional<std::string>& name);
+  // `parameter` says in messages who named it.
+  static AwsProfile read(const std::optional<std::string>& name, std::string parameter = "profile");
 
   const std::string& name() const { return name_; }
   // The caller named it: then it goes before the credentials of the environment.
@@ -67,30 +72,71 @@ class CredentialsProvider {
   // Empty when there are none here, and the next place is asked. Throws UnsupportedError,
   // TransportError or ArgumentError when there should be some.
   virtual std::optional<Credentials> read() = 0;
-  // Where it looks, for the message when no place has any.
+  // Where it looks, for the message when no place has any; "" for none.
   virtual std::string description() const = 0;
+  // Reading again may give others.
+  virtual bool can_refresh() const { return true; }
 };
 
-// The environment (unless the caller named the profile), the credentials file, the config file.
-std::vector<std::unique_ptr<CredentialsProvider>> make_credentials_chain(
-    std::shared_ptr<const AwsProfile> profile);
+// What the services of roles are reached with.
+struct CredentialsContext {
+  std::string region{"us-east-1"};
+  std::shared_ptr<const ClientOptions> options{};  // proxies and certificates; nullptr: defaults
+};
 
-// What a chain of places gave. Thread-safe; usable in a forked child.
-class CredentialsCache {
+// botocore's order: the environment (unless the caller named the profile), the profile's role,
+// web identity, the credentials file, credential_process, the config file, ECS and EKS, EC2.
+std::vector<std::unique_ptr<CredentialsProvider>> make_credentials_chain(
+    std::shared_ptr<const AwsProfile> profile, const CredentialsContext& context = {});
+
+// What a chain of places gave, refreshed before it expires: once, by one thread. In the last 15
+// minutes (of short ones in the second half) one thread refreshes while the others go on with what
+// is known; in the last 10 (a third) they wait for it. A refresh that fails is no error while the
+// old ones last. Thread-safe; a forked child refreshes for itself.
+class CredentialsCache : public std::enable_shared_from_this<CredentialsCache> {
  public:
-  explicit CredentialsCache(std::vector<std::unique_ptr<CredentialsProvider>> chain);
-  // Those that are known, or, when there are none yet or they expire within five minutes,
-  // new ones. May block. Throws TransportError (kDenied) that lists where it looked.
+  explicit CredentialsCache(std::vector<std::unique_ptr<CredentialsProvider>> chain,
+                            std::shared_ptr<TransportMetrics> metrics = nullptr);
+  // Those that are known and last, or new ones. May block: not for I/O threads. Throws
+  // TransportError (kDenied) that lists where it looked, and what a place throws.
   std::shared_ptr<const Credentials> resolve();
-  // Those of the last resolve(); never blocks.
-  std::shared_ptr<const Credentials> known() const;
+  // Those of the last resolve() or refresh; never blocks. When they are about to expire, it begins
+  // a refresh on a thread of its own (where a shared_ptr owns the cache).
+  std::shared_ptr<const Credentials> known();
+  // The store refused `refused`. True: there are others by now, or a refresh has begun, and trying
+  // again makes sense. False: nothing can give others. Never blocks.
+  bool invalidate(const Credentials* refused);
 
  private:
+  struct Refresh;
+  using Time = std::chrono::system_clock::time_point;
+
+  bool is_due(Time now) const;
+  bool must_wait(Time now) const;
+  bool refreshes_now() const;
+  std::shared_ptr<Refresh> begin_refresh();
+  void run_refresh(const std::shared_ptr<Refresh>& refresh) noexcept;
+  void start_refresh_thread(const std::shared_ptr<Refresh>& refresh) noexcept;
+  std::shared_ptr<const Credentials> read_chain(bool* refreshable) const;
+  void store(std::shared_ptr<const Credentials> found, bool refreshable);
+
   const std::vector<std::unique_ptr<CredentialsProvider>> chain_;
-  std::shared_ptr<const Credentials> known_;  // under process_mutex()
+  const std::shared_ptr<TransportMetrics> metrics_;
+  // Under process_mutex():
+  std::shared_ptr<const Credentials> known_;
+  bool refreshable_ = false;
+  bool refused_ = false;  // by the store, whatever their expiration
+  Time advisory_at_ = Time::max();
+  Time mandatory_at_ = Time::max();
+  Time retry_at_ = Time::min();       // after a refresh that failed
+  std::shared_ptr<Refresh> refresh_;  // the one that runs; an ancestor's does not
 };
 
 // The value of an environment variable; empty when it is unset or "".
 std::optional<std::string> read_env(const char* name);
+
+// The text of a small file with a token, trimmed. `parameter` says in messages who named it. Throws
+// TransportError.
+std::string read_secret_file(const std::string& path, std::string_view parameter);
 
 }  // namespace torchnpy

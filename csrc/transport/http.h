@@ -22,12 +22,15 @@ struct HttpRequest {
   Headers headers;
   std::string method{"GET"};
   std::string body{};  // sent with any method but GET
+  // What the object made it with; comes back with an answer that is judged.
+  std::shared_ptr<const void> made_with{};
 };
 
 struct HttpResponse {
   int status = 0;
   Headers headers;   // of the final answer, names in lower case
   std::string body;  // of an answer that is an error: at most its first 64 KiB
+  std::shared_ptr<const void> made_with{};  // of the request
   // The first value of the header `name` (lower case); "" when there is none.
   std::string_view header(std::string_view name) const;
 };

@@ -157,6 +157,7 @@ HttpRequest HttpRead::begin() {
   }
   if (redirected_to_) request.url = redirected_to_->request();
   url_ = request.url;
+  made_with_ = request.made_with;
   if (hedge_ != nullptr) {
     if (const auto late_us = source_->experience().late_us()) {
       slow_at = Clock::now() + std::chrono::microseconds(*late_us);
@@ -186,6 +187,7 @@ bool HttpRead::follow(const Job& leader) {
     return false;
   }
   url_ = other.url_;
+  made_with_ = other.made_with_;
   follows_ = true;
   source_->metrics().reads_shared.fetch_add(1, std::memory_order_relaxed);
   return true;
@@ -372,6 +374,7 @@ std::optional<double> HttpRead::end_error() {
   response.status = head_.status;
   response.headers = parse_headers(head_text_);
   response.body = std::move(error_body_);
+  response.made_with = made_with_;
   const Verdict verdict = source_->object().judge(response);
   const std::string words = clean(verdict.message.empty() ? head_.reason : verdict.message);
   const std::string reason = fmt::format("HTTP {}{}{}{}", head_.status, words.empty() ? "" : " (",

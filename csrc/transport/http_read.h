@@ -92,6 +92,7 @@ class HttpRead final : public Job {
 
   // The exchange that runs.
   std::string url_;
+  std::shared_ptr<const void> made_with_;
   bool on_wire_ = false;
   bool follows_ = false;  // another read's
   bool ranged_ = false;

@@ -120,8 +120,13 @@ class S3Object : public HttpObject {
                    "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
                    "BandwidthLimitExceeded", "TooManyRequests"})) {
       verdict.action = Verdict::Action::kRetry;
-    } else if (is_one_of(error.code, {"ExpiredToken", "TokenRefreshRequired"})) {
-      verdict.message += "; get new credentials and make a new Client";
+    } else if (is_one_of(error.code, {"ExpiredToken", "ExpiredTokenException",
+                                      "TokenRefreshRequired", "InvalidToken"})) {
+      if (account_->refresh_credentials(response.made_with)) {
+        verdict.action = Verdict::Action::kRetry;
+      } else {
+        verdict.message += "; get new credentials and make a new Client";
+      }
     } else if (response.status == 403 && account_->anonymous()) {
       if (verdict.message.empty()) verdict.message = "Forbidden";
       verdict.message += "; the request was anonymous";
@@ -252,8 +257,9 @@ ObjectPage parse_listing(std::string_view body, const std::string& bucket,
 
 }  // namespace
 
-std::shared_ptr<S3Account> make_s3_account(std::shared_ptr<const ClientOptions> options) {
-  return std::make_shared<S3Account>(std::move(options));
+std::shared_ptr<S3Account> make_s3_account(std::shared_ptr<const ClientOptions> options,
+                                           std::shared_ptr<TransportMetrics> metrics) {
+  return std::make_shared<S3Account>(std::move(options), std::move(metrics));
 }
 
 std::shared_ptr<HttpObject> make_s3_object(const std::string& url,

@@ -15,7 +15,8 @@ namespace torchnpy {
 class S3Account;
 
 // Reads no file. Throws ArgumentError for options that are wrong.
-std::shared_ptr<S3Account> make_s3_account(std::shared_ptr<const ClientOptions> options);
+std::shared_ptr<S3Account> make_s3_account(std::shared_ptr<const ClientOptions> options,
+                                           std::shared_ptr<TransportMetrics> metrics = nullptr);
 
 // `url` is s3://bucket/key; everything after the bucket is the raw key. Finds the endpoint,
 // the region and the credentials when they are not known yet (may read files: not for I/O

@@ -66,14 +66,36 @@ Addressing find_addressing(const ClientOptions& options, const AwsProfile& profi
   return Addressing::kAuto;
 }
 
-std::shared_ptr<const S3Settings> read_settings(const ClientOptions& options) {
+// The client's own, of which it keeps a share.
+class SharedProvider final : public CredentialsProvider {
+ public:
+  explicit SharedProvider(std::shared_ptr<CredentialsProvider> provider)
+      : provider_(std::move(provider)) {}
+  std::optional<Credentials> read() override { return provider_->read(); }
+  std::string description() const override { return provider_->description(); }
+  bool can_refresh() const override { return provider_->can_refresh(); }
+
+ private:
+  const std::shared_ptr<CredentialsProvider> provider_;
+};
+
+std::shared_ptr<const S3Settings> read_settings(
+    const std::shared_ptr<const ClientOptions>& client_options,
+    const std::shared_ptr<TransportMetrics>& metrics) {
+  const ClientOptions& options = *client_options;
   auto profile = std::make_shared<const AwsProfile>(AwsProfile::read(options.profile));
   auto settings = std::make_shared<S3Settings>();
   settings->endpoint = find_endpoint(options, *profile);
   settings->region = find_region(options, *profile);
   settings->addressing = find_addressing(options, *profile);
   if (!options.anonymous) {
-    settings->credentials = std::make_shared<CredentialsCache>(make_credentials_chain(profile));
+    std::vector<std::unique_ptr<CredentialsProvider>> chain;
+    if (options.credentials != nullptr) {
+      chain.push_back(std::make_unique<SharedProvider>(options.credentials));
+    } else {
+      chain = make_credentials_chain(profile, {settings->region, client_options});
+    }
+    settings->credentials = std::make_shared<CredentialsCache>(std::move(chain), metrics);
   }
   return settings;
 }
@@ -119,8 +141,11 @@ void check_own_headers(const ClientOptions& options) {
 
 }  // namespace
 
-S3Account::S3Account(std::shared_ptr<const ClientOptions> options)
-    : options_(std::move(options)), own_headers_(make_own_headers(*options_)) {
+S3Account::S3Account(std::shared_ptr<const ClientOptions> options,
+                     std::shared_ptr<TransportMetrics> metrics)
+    : options_(std::move(options)),
+      metrics_(std::move(metrics)),
+      own_headers_(make_own_headers(*options_)) {
   if (options_->endpoint) parse_endpoint(*options_->endpoint, "endpoint");
   if (options_->region) check_region(*options_->region, "region");
 }
@@ -133,7 +158,7 @@ void S3Account::prepare(const std::string& bucket) {
     settings = settings_;
   }
   if (settings == nullptr) {
-    settings = read_settings(*options_);
+    settings = read_settings(options_, metrics_);
     const std::lock_guard lock(process_mutex());
     if (settings_ == nullptr) settings_ = settings;
     settings = settings_;
@@ -152,7 +177,7 @@ HttpRequest S3Account::make_request(const std::string& bucket, std::string_view 
   if (!query.empty()) request.url.append("?").append(query);
   request.headers = std::move(headers);
   request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
-  if (settings_->credentials != nullptr) sign(*site, path, query, request.headers);
+  if (settings_->credentials != nullptr) sign(*site, path, query, request);
   return request;
 }
 
@@ -161,6 +186,11 @@ void S3Account::learn_region(const std::string& bucket, const std::string& regio
       make_s3_site(settings_->endpoint, settings_->addressing, bucket, region));
   const std::lock_guard lock(process_mutex());
   sites_[bucket] = site;
+}
+
+bool S3Account::refresh_credentials(const std::shared_ptr<const void>& made_with) {
+  return settings_->credentials != nullptr &&
+         settings_->credentials->invalidate(static_cast<const Credentials*>(made_with.get()));
 }
 
 void S3Account::learn_time(std::chrono::sys_seconds server) {
@@ -200,8 +230,10 @@ std::shared_ptr<const S3Account::DayKey> S3Account::day_key(
 }
 
 void S3Account::sign(const S3Site& site, std::string_view path, std::string_view query,
-                     Headers& headers) {
+                     HttpRequest& request) {
+  Headers& headers = request.headers;
   const auto credentials = settings_->credentials->known();
+  request.made_with = credentials;
   const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
   const std::string amz_date = format_amz_date(now + std::chrono::seconds(skew_s_.load()));
   const auto day = day_key(site.region, std::string_view(amz_date).substr(0, 8), credentials);

@@ -29,7 +29,8 @@ struct S3Settings {
 class S3Account {
  public:
   // Throws ArgumentError for options that are wrong.
-  explicit S3Account(std::shared_ptr<const ClientOptions> options);
+  S3Account(std::shared_ptr<const ClientOptions> options,
+            std::shared_ptr<TransportMetrics> metrics);
 
   // Finds settings and credentials and checks that requests for the bucket can be made; before
   // all else. May read files. Throws as make_s3_object().
@@ -44,6 +45,9 @@ class S3Account {
   bool anonymous() const { return options_->anonymous; }
   std::string region_of(const std::string& bucket) { return site_of(bucket)->region; }
   void learn_region(const std::string& bucket, const std::string& region);
+  // The store says that the credentials of a request (its made_with) have expired. True: trying
+  // again makes sense.
+  bool refresh_credentials(const std::shared_ptr<const void>& made_with);
   // What the server's clock says now.
   void learn_time(std::chrono::sys_seconds server);
 
@@ -55,9 +59,11 @@ class S3Account {
   std::shared_ptr<const S3Site> site_of(const std::string& bucket);
   std::shared_ptr<const DayKey> day_key(const std::string& region, std::string_view date,
                                         const std::shared_ptr<const Credentials>& credentials);
-  void sign(const S3Site& site, std::string_view path, std::string_view query, Headers& headers);
+  void sign(const S3Site& site, std::string_view path, std::string_view query,
+            HttpRequest& request);
 
   const std::shared_ptr<const ClientOptions> options_;
+  const std::shared_ptr<TransportMetrics> metrics_;
   const Headers own_headers_;
   std::atomic<int64_t> skew_s_{0};  // the server's clock less ours
   // Set once, under process_mutex(), before the first object exists; constant after that.

@@ -58,15 +58,15 @@ bool is_dns_label(std::string_view bucket) {
          std::ranges::all_of(bucket, [](char c) { return is_lower(c) || is_digit(c) || c == '-'; });
 }
 
-std::string_view dns_suffix(std::string_view region) {
+}  // namespace
+
+std::string_view aws_dns_suffix(std::string_view region) {
   if (region.starts_with("cn-")) return "amazonaws.com.cn";
   if (region.starts_with("eusc-")) return "amazonaws.eu";
   if (region.starts_with("us-iso-")) return "c2s.ic.gov";
   if (region.starts_with("us-isob-")) return "sc2s.sgov.gov";
   return "amazonaws.com";
 }
-
-}  // namespace
 
 Endpoint parse_endpoint(std::string_view url, std::string_view parameter) {
   const size_t colon = url.find("://");
@@ -135,7 +135,7 @@ S3Site make_s3_site(const std::optional<Endpoint>& endpoint, Addressing addressi
   S3Site site;
   site.region = region;
   site.scheme = endpoint ? endpoint->scheme : "https";
-  site.host = endpoint ? endpoint->host : fmt::format("s3.{}.{}", region, dns_suffix(region));
+  site.host = endpoint ? endpoint->host : fmt::format("s3.{}.{}", region, aws_dns_suffix(region));
   site.path = endpoint ? endpoint->path : "";
   if (addressing == Addressing::kAuto) {
     addressing = endpoint || !is_dns_label(bucket) ? Addressing::kPath : Addressing::kVirtual;

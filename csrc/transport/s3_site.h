@@ -28,6 +28,9 @@ struct S3Url {
 // requests: S3 Express, ARNs.
 S3Url parse_s3_url(std::string_view url);
 
+// "amazonaws.com", or that of the region's partition.
+std::string_view aws_dns_suffix(std::string_view region);
+
 bool is_region(std::string_view region);
 
 // Where the requests for a bucket go.

@@ -26,6 +26,7 @@ class AwsEnvironment : public ::testing::Test {
     }
     for (const std::string& variable : inherited) set(variable, nullptr);
     set("HOME", home_.c_str());
+    set("AWS_EC2_METADATA_DISABLED", "true");
   }
   ~AwsEnvironment() override {
     for (auto change = changes_.rbegin(); change != changes_.rend(); ++change) {

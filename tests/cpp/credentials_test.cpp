@@ -4,6 +4,8 @@
 
 #include "aws_environment.h"
 #include "base/error.h"
+#include "transport/credentials_parse.h"
+#include "transport/credentials_providers.h"
 
 namespace torchnpy {
 namespace {
@@ -129,18 +131,41 @@ TEST_F(CredentialsTest, OfAnUnknownProfileNameThoseThatExist) {
   EXPECT_TRUE(has(message_of<ArgumentError>([&] { find(); }), {"AWS_PROFILE: ", "\"four\""}));
 }
 
-TEST_F(CredentialsTest, OfARoleAreRefusedByName) {
-  write(".aws/config",
-        "[profile p]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = default\n"
-        "aws_access_key_id = a\naws_secret_access_key = b\n");
-  EXPECT_TRUE(has(message_of<UnsupportedError>([&] { find("p"); }), {"\"p\"", "role_arn"}));
+TEST_F(CredentialsTest, OfSingleSignOnAreRefusedByName) {
+  write(".aws/config", "[profile p]\nsso_account_id = 1\nsso_role_name = r\n");
+  EXPECT_TRUE(has(message_of<UnsupportedError>([&] { find("p"); }), {"\"p\"", "sso_account_id"}));
 }
 
-TEST_F(CredentialsTest, OfAProcessAreRefusedUnlessTheFileHasSome) {
-  write(".aws/config", "[default]\ncredential_process = /bin/x\n");
-  EXPECT_TRUE(has(message_of<UnsupportedError>([&] { find(); }), {"credential_process"}));
+TEST_F(CredentialsTest, OfTheFileGoBeforeAProcess) {
+  write(".aws/config", "[default]\ncredential_process = /nowhere/x\n");
   write(".aws/credentials", "[default]\naws_access_key_id=a\naws_secret_access_key=b\n");
   EXPECT_EQ(find().access_key_id, "a");
+}
+
+TEST(SplitWords, TakesQuotesAndBackslashesAsAShellDoes) {
+  EXPECT_EQ(split_words("a  'b c' \"d\\\"\\n\" e\\ f ''", "p"),
+            (std::vector<std::string>{"a", "b c", "d\"\\n", "e f", ""}));
+  EXPECT_TRUE(has(message_of<ArgumentError>([] { split_words("a 'b", "p"); }), {"closing '"}));
+}
+
+TEST(ParseIso8601, TakesZonesAndFractions) {
+  const auto time = std::chrono::sys_days(std::chrono::year(2030) / 1 / 2) + std::chrono::hours(3);
+  EXPECT_EQ(parse_iso8601("2030-01-02T03:00:00Z"), time);
+  EXPECT_EQ(parse_iso8601("2030-01-02T03:00:00.25+00:00"), time);
+  EXPECT_EQ(parse_iso8601("2030-01-02 04:30:00+01:30"), time);
+  EXPECT_EQ(parse_iso8601("2030-13-02T03:00:00Z"), std::nullopt);
+  EXPECT_EQ(parse_iso8601("2030-01-02T03:00:00?"), std::nullopt);
+  EXPECT_EQ(parse_iso8601("soon"), std::nullopt);
+}
+
+TEST(CheckContainerUrl, AllowsHttpsLoopbackAndTheServices) {
+  for (const char* const url : {"https://any.example/x", "http://127.0.0.2:1/", "http://[::1]/",
+                                "http://169.254.170.23/v1", "http://[fd00:ec2::23]/v1"}) {
+    EXPECT_NO_THROW(check_container_url(url, "p")) << url;
+  }
+  for (const char* const url : {"http://127.0.0.1.example/", "http://169.254.169.254/"}) {
+    EXPECT_THROW(check_container_url(url, "p"), ArgumentError) << url;
+  }
 }
 
 TEST_F(CredentialsTest, WithALineBreakAreRefusedUnshown) {
@@ -185,7 +210,25 @@ TEST(CredentialsCache, KeepsThemUntilTheyAreAboutToExpire) {
   const auto now = std::chrono::system_clock::now();
   EXPECT_EQ(count_reads_of_two_resolves(std::nullopt), 1);
   EXPECT_EQ(count_reads_of_two_resolves(now + std::chrono::hours(1)), 1);
-  EXPECT_EQ(count_reads_of_two_resolves(now + std::chrono::minutes(1)), 2);
+}
+
+TEST(CredentialsCache, RefusesThoseThatHaveExpired) {
+  EXPECT_TRUE(has(message_of<TransportError>(
+                      [] { count_reads_of_two_resolves(std::chrono::system_clock::now()); }),
+                  {"a place", "expired"}));
+}
+
+TEST(CredentialsCache, FindsOthersOnceTheStoreRefusedThem) {
+  int reads = 0;
+  std::vector<std::unique_ptr<CredentialsProvider>> chain;
+  chain.push_back(std::make_unique<Provider>(Credentials{"a", "b", "", std::nullopt}, &reads));
+  CredentialsCache cache(std::move(chain));
+  const auto first = cache.resolve();
+  EXPECT_TRUE(cache.invalidate(first.get()));
+  const auto second = cache.resolve();
+  EXPECT_EQ(reads, 2);
+  EXPECT_TRUE(cache.invalidate(first.get()));    // is not the one known any more
+  EXPECT_FALSE(cache.invalidate(second.get()));  // the same again: there are no others
 }
 
 }  // namespace

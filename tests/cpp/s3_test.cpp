@@ -295,7 +295,9 @@ TEST_F(S3Test, FaultsThatPassAreTriedAgain) {
 }
 
 TEST_F(S3Test, ExpiredTokensSayWhatToDo) {
-  EXPECT_EQ(object("s3://b/k")->judge(error(400, "ExpiredToken", "It has expired.")).message,
+  HttpResponse response = error(400, "ExpiredToken", "It has expired.");
+  response.made_with = request("s3://b/k").made_with;
+  EXPECT_EQ(object("s3://b/k")->judge(response).message,
             "ExpiredToken: It has expired.; get new credentials and make a new Client");
 }
 

@@ -14,8 +14,9 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BufferedReader
 from urllib.parse import quote, unquote, urlsplit
 
 REASONS = {200: "OK", 206: "Partial Content", 404: "Not Found", 416: "Range Not Satisfiable"}
@@ -29,6 +30,7 @@ class Request:
     target: str
     headers: dict[str, str]
     connection: int
+    body: bytes = b""
 
     @property
     def path(self) -> str:
@@ -188,7 +190,7 @@ class ObjectServer:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
-    def _read_request(self, stream: Iterable[bytes], number: int) -> Request | None:
+    def _read_request(self, stream: BufferedReader, number: int) -> Request | None:
         lines = []
         for line in stream:
             if line == b"\r\n":
@@ -203,7 +205,8 @@ class ObjectServer:
             name.lower(): value.strip()
             for name, _, value in (line.partition(":") for line in lines[1:])
         }
-        return Request(method, target, headers, number)
+        body = stream.read(int(headers.get("content-length", 0)))
+        return Request(method, target, headers, number, body)
 
     def _exchange(self, connection: socket.socket, request: Request) -> bool:
         """Answers one request; False to close the connection."""

@@ -21,6 +21,7 @@ from .http import Answer, ObjectServer, Request, s3_error
 class Key:
     secret: str
     token: str | None = None
+    expired: bool = False
 
 
 @dataclass
@@ -146,6 +147,8 @@ class S3Server(ObjectServer):
         identifier, key, region = self._scope(fields["Credential"], bucket)
         if request.headers.get("x-amz-security-token") != key.token:
             raise SignatureError("InvalidToken", "the session token is wrong")
+        if key.expired:
+            raise SignatureError("ExpiredToken", "The provided token has expired.")
         signer = S3SigV4Auth(Credentials(identifier, key.secret), "s3", region)
         expected = _sign(
             signer,
