@@ -78,23 +78,28 @@ struct NpyLoader::State final : Sink {
     return {};
   }
 
+  bool take_view() {
+    const std::optional<uint64_t> nbytes = source->nbytes();
+    std::optional<OwnedBytes> all = nbytes ? source->view(0, *nbytes) : std::nullopt;
+    if (!all) return false;
+    stage = Stage::kDone;
+    is_view = true;
+    read_header(all->bytes);
+    destination.memory = {
+        all->bytes.subspan(destination.begin, destination.end - destination.begin),
+        std::move(all->owner)};
+    return true;
+  }
+
   std::vector<Read> next_start() {
-    if (const std::optional<uint64_t> nbytes = source->nbytes()) {
-      if (std::optional<OwnedBytes> all = source->view(0, *nbytes)) {
-        stage = Stage::kDone;
-        is_view = true;
-        read_header(all->bytes);
-        destination.memory = {
-            all->bytes.subspan(destination.begin, destination.end - destination.begin),
-            std::move(all->owner)};
-        return {};
-      }
-    }
+    if (take_view()) return {};
     stage = Stage::kFirstRead;
     return {{Range{0, kFirstReadNbytes}, this}};
   }
 
   std::vector<Read> next_parts() {
+    const bool has_bytes = header || scratch_nbytes != 0;
+    if (!has_bytes && take_view()) return {};
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
     return parts.plan(destination, filled_end, destination.end, options.part_nbytes);
@@ -133,6 +138,8 @@ struct NpyLoader::State final : Sink {
     }
   }
 
+  bool prefers_view() const override { return stage == Stage::kFirstRead; }
+
   MutableBytes room(uint64_t offset, size_t want) override {
     if (!header) {
       // A header is seldom longer than 128 bytes; what is read beyond it is copied.
@@ -168,6 +175,7 @@ struct NpyLoader::State final : Sink {
 
   bool restart() override {
     header.reset();
+    is_view = false;
     destination = {};
     parts = {};
     scratch_nbytes = 0;

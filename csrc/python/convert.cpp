@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "base/error.h"
+#include "base/warnings.h"
 
 namespace torchnpy {
 namespace {
@@ -81,6 +82,13 @@ std::shared_ptr<void> share_tensor(const at::Tensor& data) {
   // A resize would free the memory but not the storage.
   owner->unsafeGetStorageImpl()->set_resizable(false);
   return owner;
+}
+
+void log_warnings() {
+  for (const std::string& text : take_warnings()) {
+    const py::object logger = py::module_::import("logging").attr("getLogger")("torchnpy");
+    logger.attr("warning")("%s", wrap_text(text));
+  }
 }
 
 }  // namespace torchnpy

@@ -42,12 +42,19 @@ MutableBytes bytes_of(const at::Tensor& data);
 // What keeps them alive; the tensor can be resized no more.
 std::shared_ptr<void> share_tensor(const at::Tensor& data);
 
+// Logs what take_warnings() has, with Python's `logging`.
+void log_warnings();
+
 // Runs `work`, which may wait for I/O, without the GIL.
 template <typename Work>
 auto without_gil(Work work) {
   drain_released_buffers();
-  const ReleasedGil released;
-  return work();
+  auto result = [&] {
+    const ReleasedGil released;
+    return work();
+  }();
+  log_warnings();
+  return result;
 }
 
 }  // namespace torchnpy

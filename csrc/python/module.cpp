@@ -140,6 +140,13 @@ std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   set("deadline_s", options.deadline_s);
   set("retries", options.retries);
   set("retry_timeout_s", options.retry_timeout_s);
+  if (kwargs.contains("cache.fresh_s")) {
+    CacheOptions& cache = options.cache.emplace();
+    set("cache.ram_nbytes", cache.ram_nbytes);
+    set("cache.dir", cache.dir);
+    set("cache.disk_nbytes", cache.disk_nbytes);
+    set("cache.fresh_s", cache.fresh_s);
+  }
   return Client::make(std::move(options));
 }
 

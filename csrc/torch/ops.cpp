@@ -3,6 +3,7 @@
 // Alias analysis is CONSERVATIVE: TorchScript would otherwise fold, merge or drop a load with
 // a literal URL. The fakes are in torchnpy/_ops.py: a Meta kernel of an op without tensor
 // arguments is never reached.
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/warnings.h"
 #include "torch/load.h"
 #include "torch/npz.h"
 #include "torch/torchnpy.h"
@@ -27,14 +29,21 @@ LoadOptions single_options() {
   return options;
 }
 
+// What a load had to tell: a warning of Python, or a line on stderr of a program without it.
+template <typename Result>
+Result warned(Result result) {
+  for (const std::string& text : take_warnings()) TORCH_WARN(text);
+  return result;
+}
+
 at::Tensor load_op(const std::string& url) {
-  return single_tensor(load(*Client::default_client(), url, single_options()));
+  return warned(single_tensor(load(*Client::default_client(), url, single_options())));
 }
 
 at::Tensor load_rows_op(const std::string& url, int64_t start, int64_t stop) {
   LoadOptions options = single_options();
   options.rows = RowSlice{start, stop};
-  return single_tensor(load(*Client::default_client(), url, options));
+  return warned(single_tensor(load(*Client::default_client(), url, options)));
 }
 
 std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
@@ -43,7 +52,7 @@ std::vector<at::Tensor> load_many_op(at::ArrayRef<std::string> urls) {
   for (Array& array : load_many(*Client::default_client(), urls.vec(), single_options())) {
     tensors.push_back(single_tensor(std::move(array)));
   }
-  return tensors;
+  return warned(std::move(tensors));
 }
 
 // An op gives tensors, not dicts.
@@ -57,7 +66,7 @@ NpzOptions single_npz_options(const Client& client) {
 std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
   const std::shared_ptr<Client> client = Client::default_client();
   const NpzOptions options = single_npz_options(*client);
-  return std::move(load_npz_many({client->open(url)}, keys, options).front());
+  return warned(std::move(load_npz_many({client->open(url)}, keys, options).front()));
 }
 
 c10::Dict<std::string, at::Tensor> load_npz_op(const std::string& url) {

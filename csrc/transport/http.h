@@ -47,6 +47,9 @@ class HttpObject {
   virtual ~HttpObject() = default;
   // The URL as the user knows it, without query and credentials.
   virtual const std::string& name() const = 0;
+  // What tells the object from all others, whoever asks; "" when it is not to be cached. May hold
+  // secrets: for hashing only.
+  virtual std::string identity() const { return {}; }
   // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
   // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
   virtual HttpRequest make_request(Headers headers) = 0;

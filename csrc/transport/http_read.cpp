@@ -123,6 +123,12 @@ HttpRequest HttpRead::begin() {
   if (ranged_) headers.emplace_back("Range", format_range());
   conditional_ = pinned && pinned->has_strong_etag();
   if (conditional_) headers.emplace_back("If-Match", pinned->etag);
+  offered_ = pinned ? nullptr : source_->offered();
+  if (offered_) {
+    const bool strong = offered_->has_strong_etag();
+    headers.emplace_back(strong ? "If-None-Match" : "If-Modified-Since",
+                         strong ? offered_->etag : offered_->modified);
+  }
   HttpRequest request;
   if (redirected_to_ && crossed_origin_) {
     request.headers = std::move(headers);
@@ -158,6 +164,10 @@ bool HttpRead::head(std::string_view line) {
 
 void HttpRead::accept_head() {
   bool is_pinned = true;
+  if (head_.status == 304 && offered_) {
+    answer_ = accept_unchanged() ? Answer::kUnchanged : Answer::kOtherVersion;
+    return;
+  }
   if (head_.status == 206) {
     is_pinned = accept_part();
   } else if (head_.status == 200 || head_.status == 203) {
@@ -241,6 +251,17 @@ bool HttpRead::accept_whole() {
   return true;
 }
 
+// 304: the object is the version that was offered.
+bool HttpRead::accept_unchanged() {
+  const VersionSeen seen{offered_->nbytes, offered_->etag, offered_->modified};
+  std::shared_ptr<const Version> pinned = source_->pin(seen, version_ == nullptr);
+  if (pinned == nullptr) return false;
+  version_ = std::move(pinned);
+  source_->set_unchanged();
+  source_->metrics().cache_revalidations.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
 bool HttpRead::body(ByteView bytes) {
   body_began_ = true;
   body_nbytes_ += bytes.size();
@@ -290,6 +311,7 @@ std::optional<double> HttpRead::ended(const ExchangeEnd& end) {
   }
   switch (answer_) {
     case Answer::kData: return end_data(end);
+    case Answer::kUnchanged: return std::nullopt;
     case Answer::kRedirect: return follow_redirect();
     case Answer::kError: return end_error();
     case Answer::kOtherVersion: return restart();

@@ -30,7 +30,7 @@ class HttpRead final : public Job {
 
  private:
   // What is done with the body of the answer.
-  enum class Answer { kNone, kData, kRedirect, kError, kOtherVersion };
+  enum class Answer { kNone, kData, kUnchanged, kRedirect, kError, kOtherVersion };
 
   void rewind();
   std::string format_range() const;
@@ -39,6 +39,7 @@ class HttpRead final : public Job {
   void accept_head();
   bool accept_part();
   bool accept_whole();
+  bool accept_unchanged();
   void check_encoding() const;
   bool deliver(ByteView bytes);
 
@@ -81,6 +82,7 @@ class HttpRead final : public Job {
   bool on_wire_ = false;
   bool ranged_ = false;
   bool conditional_ = false;
+  std::shared_ptr<const Version> offered_;  // that is asked for no more (HttpSource::offer)
   std::string head_text_;
   HttpHead head_;  // views into head_text_
   bool head_complete_ = false;

@@ -86,6 +86,9 @@ class S3Object : public HttpObject {
   }
 
   const std::string& name() const override { return name_; }
+  std::string identity() const override {
+    return fmt::format("s3\n{}\n{}{}", account_->service(), bucket_, key_path_);
+  }
 
   HttpRequest make_request(Headers headers) override {
     // A listing has neither ranges nor an ETag.
