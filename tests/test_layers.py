@@ -27,7 +27,7 @@ LIBRARIES = {
     "curl": (r"curl/", r"transport/(engine\.cpp|reactor\.(h|cpp))"),
     "openssl": (r"openssl/", r"transport/.*\.cpp"),
     "pugixml": (r"pugixml", r"transport/(s3|list)\w*\.cpp"),
-    "codec": (r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l", r"format/deflate\.cpp"),
+    "codec": (r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l", r"format/deflate\.cpp|transport/cache_entry\.cpp"),
     "torch": (r"(ATen|torch|c10)/", r"(torch|python)/.*"),
     "pybind11": (r"pybind11/|Python\.h|torch/csrc/utils/pybind\.h", r"python/.*"),
 }

@@ -211,7 +211,9 @@ def _cache_options(cache: Cache) -> dict[str, Any]:
                 f"cache.dir: expected a folder for disk_nbytes={cache.disk_nbytes} but found none"
             )
     elif not cache.disk_nbytes:
-        raise ValueError("cache.disk_nbytes: expected the bytes that cache.dir may take but found 0")
+        raise ValueError(
+            "cache.disk_nbytes: expected the bytes that cache.dir may take but found 0"
+        )
     return {
         "cache.ram_nbytes": cache.ram_nbytes,
         "cache.dir": os.fspath(cache.dir or ""),

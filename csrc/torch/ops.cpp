@@ -29,7 +29,7 @@ LoadOptions single_options() {
   return options;
 }
 
-// What a load had to tell: a warning of Python, or a line on stderr of a program without it.
+// What a load had to tell: a warning as torch gives it, on stderr where nobody handles them.
 template <typename Result>
 Result warned(Result result) {
   for (const std::string& text : take_warnings()) TORCH_WARN(text);

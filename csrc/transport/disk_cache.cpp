@@ -342,9 +342,10 @@ bool DiskCache::reserve(const CacheKey& key, uint64_t nbytes) {
   if (nbytes > max_nbytes_) return false;
   uint64_t used = used_nbytes();
   if (used > max_nbytes_ - nbytes) {
-    evict(used - (max_nbytes_ - nbytes) + max_nbytes_ / kSpareShare);
+    const uint64_t most = max_nbytes_ - nbytes;
+    evict(most - std::min(most, max_nbytes_ / kSpareShare));
     used = used_nbytes();
-    if (used > max_nbytes_ - nbytes) return false;
+    if (used > most) return false;
   }
   add_usage(key, static_cast<int64_t>(nbytes));
   return true;
@@ -371,14 +372,14 @@ void DiskCache::scan_shard(size_t shard, std::vector<Victim>& found) {
   usage_.load()->nbytes[shard].store(nbytes, std::memory_order_relaxed);
 }
 
-// Removes what was used longest ago: of all entries where they are few, else of a sample.
-void DiskCache::evict(uint64_t wanted_nbytes) {
+// Removes what was used longest ago, until `most_nbytes` are used: of all entries where they are
+// few, else of a sample.
+void DiskCache::evict(uint64_t most_nbytes) {
   const Descriptor fd = open_file_at(dir_ + "/v1/lock", O_RDWR | O_CREAT);
   // Who holds it makes room.
   if (!fd || ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) return;
   size_t shard = static_cast<size_t>(clock_ns(CLOCK_MONOTONIC) / 1000) % kShards;
-  uint64_t freed = 0;
-  for (size_t scanned = 0; scanned < kShards && freed < wanted_nbytes;) {
+  for (size_t scanned = 0; scanned < kShards && used_nbytes() > most_nbytes;) {
     std::vector<Victim> sample;
     for (; scanned < kShards && sample.size() < kSampleCount; ++scanned) {
       scan_shard(shard, sample);
@@ -388,9 +389,8 @@ void DiskCache::evict(uint64_t wanted_nbytes) {
     const bool is_all = scanned == kShards && sample.size() < kSampleCount;
     const size_t most = is_all ? sample.size() : (sample.size() + 3) / 4;
     std::ranges::sort(sample, {}, &Victim::used_ns);
-    for (size_t i = 0; i < most && freed < wanted_nbytes; ++i) {
+    for (size_t i = 0; i < most && used_nbytes() > most_nbytes; ++i) {
       if (::unlink(sample[i].path.c_str()) != 0) continue;
-      freed += static_cast<uint64_t>(sample[i].nbytes);
       usage_.load()->nbytes[sample[i].shard].fetch_sub(sample[i].nbytes, std::memory_order_relaxed);
     }
   }
