@@ -21,10 +21,10 @@ class ObjectInfo(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Where a client keeps what it reads: in memory, on a disk, or both; docs/cache.md has the rules.
+    """Where a client keeps what it reads: in memory, on a disk, or both (docs/cache.md).
 
     Args:
-        ram_nbytes: Bytes of this process's memory that it may take, in each DataLoader worker again.
+        ram_nbytes: Bytes of memory that it may take, in each process that loads.
         dir: Folder that it may use, which any number of processes of this machine share. What is
             read from it is mapped, not copied, where it is large. Made when it is missing.
         disk_nbytes: Bytes that `dir` may take, of all processes together. What was not used for
