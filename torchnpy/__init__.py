@@ -4,7 +4,7 @@
 the same verbs for scripted models and C++.
 """
 
-from torchnpy.client import Client, ObjectInfo, default_client, set_default_client
+from torchnpy.client import Cache, Client, ObjectInfo, default_client, set_default_client
 from torchnpy.errors import FormatError, LockError, TransportError, UnsupportedError
 from torchnpy.io import header, load, load_many, load_npy, load_rows
 from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits, load_npz, open_npz
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_LIMITS",
     "Array",
+    "Cache",
     "Client",
     "FormatError",
     "LockError",

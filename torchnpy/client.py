@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torchnpy._ops import _C
@@ -17,6 +18,33 @@ class ObjectInfo(NamedTuple):
     nbytes: int
     etag: str  # without quotes
     modified: str  # ISO 8601, as the store gives it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Where a client keeps what it reads: in memory, on a disk, or both (docs/cache.md).
+
+    Args:
+        ram_nbytes: Bytes of memory that it may take, in each process that loads.
+        dir: Folder that it may use, which any number of processes of this machine share. What is
+            read from it is mapped, not copied, where it is large. Made when it is missing.
+        disk_nbytes: Bytes that `dir` may take, of all processes together. What was not used for
+            longest goes.
+        fresh_s: For so many seconds after the store was asked, it is not asked again whether the
+            object is still the same (float("inf"): never). Default: it is asked each time, with a
+            request that carries no data when the object is the same.
+    """
+
+    ram_nbytes: int = 0
+    dir: str | os.PathLike[str] | None = None
+    disk_nbytes: int = 0
+    fresh_s: float = 0
+
+    def __post_init__(self) -> None:
+        if self.dir:
+            # Workers may have another working directory.
+            path = os.path.abspath(os.path.expanduser(os.fspath(self.dir)))
+            object.__setattr__(self, "dir", path)
 
 
 class Client:
@@ -66,6 +94,7 @@ class Client:
         retry_timeout_s: Seconds after which no new attempt is made.
         checksums: Ask S3 for the checksum (CRC-32, CRC-32C, CRC-64/NVME) that it keeps of each
             object, and compare arrays that are loaded whole; what differs is read again, once.
+        cache: Where to keep what was read. Default: nowhere.
 
     Raises:
         ValueError: An option is wrong; the message names it and what is allowed.
@@ -96,6 +125,7 @@ class Client:
         retries: int = 10,
         retry_timeout_s: float = 180,
         checksums: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         if addressing not in ("auto", "path", "virtual"):
             raise ValueError(
@@ -130,6 +160,7 @@ class Client:
             "retries": retries,
             "retry_timeout_s": retry_timeout_s,
             "checksums": checksums,
+            "cache": cache,
         }
         native = {name: value for name, value in self._options.items() if value is not None}
         native["addressing"] = getattr(_C.Addressing, addressing)
@@ -137,6 +168,8 @@ class Client:
         if not callable(native["credentials"]):
             del native["credentials"]
         native["headers"] = list((headers or {}).items())
+        if (kept := native.pop("cache", None)) is not None:
+            native |= _cache_options(kept)
         self._native = _C.Client(**native)
 
     def list(self, prefix: str, *, suffix: str = "") -> Iterator[ObjectInfo]:
@@ -230,6 +263,26 @@ class Client:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_client, (self._options,)
+
+
+def _cache_options(cache: Cache) -> dict[str, Any]:
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache: expected a torchnpy.Cache but found {type(cache).__name__}")
+    if cache.dir is None or cache.dir == "":
+        if cache.disk_nbytes:
+            raise ValueError(
+                f"cache.dir: expected a folder for disk_nbytes={cache.disk_nbytes} but found none"
+            )
+    elif not cache.disk_nbytes:
+        raise ValueError(
+            "cache.disk_nbytes: expected the bytes that cache.dir may take but found 0"
+        )
+    return {
+        "cache.ram_nbytes": cache.ram_nbytes,
+        "cache.dir": os.fspath(cache.dir or ""),
+        "cache.disk_nbytes": cache.disk_nbytes,
+        "cache.fresh_s": cache.fresh_s,
+    }
 
 
 def _make_client(options: dict[str, Any]) -> Client:

@@ -32,6 +32,7 @@ class TrackedSink final : public Sink {
   }
   void filled(uint64_t offset, size_t nbytes) override { read_.sink->filled(offset, nbytes); }
   bool restart() override { return read_.sink->restart(); }
+  bool prefers_view() const override { return read_.sink->prefers_view(); }
   void done(std::exception_ptr error) override;
   Range range() const { return read_.range; }
 

@@ -96,18 +96,21 @@ struct NpyLoader::State final : Sink {
     return next();
   }
 
+  bool take_view() {
+    const std::optional<uint64_t> nbytes = source->nbytes();
+    std::optional<OwnedBytes> all = nbytes ? source->view(0, *nbytes) : std::nullopt;
+    if (!all) return false;
+    stage = Stage::kDone;
+    is_view = true;
+    read_header(all->bytes);
+    destination.memory = {
+        all->bytes.subspan(destination.begin, destination.end - destination.begin),
+        std::move(all->owner)};
+    return true;
+  }
+
   std::vector<Read> next_start() {
-    if (const std::optional<uint64_t> nbytes = source->nbytes()) {
-      if (std::optional<OwnedBytes> all = source->view(0, *nbytes)) {
-        stage = Stage::kDone;
-        is_view = true;
-        read_header(all->bytes);
-        destination.memory = {
-            all->bytes.subspan(destination.begin, destination.end - destination.begin),
-            std::move(all->owner)};
-        return {};
-      }
-    }
+    if (take_view()) return {};
     stage = Stage::kFirstRead;
     const bool is_whole = !options.rows && !options.header_only;
     first_nbytes = is_whole ? source->read_sizes(0).first_nbytes : kFirstReadNbytes;
@@ -116,6 +119,8 @@ struct NpyLoader::State final : Sink {
   }
 
   std::vector<Read> next_parts() {
+    const bool has_bytes = header || scratch_nbytes != 0;
+    if (!has_bytes && take_view()) return {};
     stage = Stage::kParts;
     if (!header) read_header(ByteView(scratch).first(scratch_nbytes));  // throws: it is cut short
     auto reads = parts.plan(destination, filled_end, destination.end, *source);
@@ -158,6 +163,8 @@ struct NpyLoader::State final : Sink {
           header->nbytes, error.what()));
     }
   }
+
+  bool prefers_view() const override { return stage == Stage::kFirstRead; }
 
   MutableBytes room(uint64_t offset, size_t want) override {
     if (!header) {
@@ -220,6 +227,7 @@ struct NpyLoader::State final : Sink {
     check.reset();
     tail = {};
     header.reset();
+    is_view = false;
     destination = {};
     parts = {};
     scratch_nbytes = 0;

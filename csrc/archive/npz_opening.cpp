@@ -55,6 +55,7 @@ class Opening::TailSink final : public Sink {
     return true;
   }
 
+  bool prefers_view() const override { return true; }
   void done(std::exception_ptr) override {}
 
   uint64_t begin() const { return begin_; }
@@ -71,17 +72,12 @@ class Opening::TailSink final : public Sink {
 std::vector<Read> Opening::next() {
   switch (stage_) {
     case Stage::kStart:
-      if (const std::optional<uint64_t> nbytes = source_->nbytes()) {
-        if (std::optional<OwnedBytes> all = source_->view(0, *nbytes)) {
-          tail_ = {0, std::move(*all), true};
-          object_nbytes_ = *nbytes;
-          return locate();
-        }
-      }
+      if (take_view()) return locate();
       stage_ = Stage::kTail;
       tail_sink_ = std::make_shared<TailSink>(*source_);
       return {{Range{0, kTailNbytes, true}, tail_sink_.get()}};
     case Stage::kTail:
+      if (tail_sink_->content().empty() && take_view()) return locate();
       tail_ = {tail_sink_->begin(), {tail_sink_->content(), tail_sink_}, false};
       object_nbytes_ = tail_.offset + tail_.content.bytes.size();
       if (const std::optional<uint64_t> nbytes = source_->nbytes(); nbytes > object_nbytes_) {
@@ -94,6 +90,15 @@ std::vector<Read> Opening::next() {
       return locate();
   }
   return {};
+}
+
+bool Opening::take_view() {
+  const std::optional<uint64_t> nbytes = source_->nbytes();
+  std::optional<OwnedBytes> all = nbytes ? source_->view(0, *nbytes) : std::nullopt;
+  if (!all) return false;
+  tail_ = {0, std::move(*all), true};
+  object_nbytes_ = *nbytes;
+  return true;
 }
 
 std::vector<Read> Opening::locate() {

@@ -25,6 +25,7 @@ class Opening {
   class TailSink;
   enum class Stage { kStart, kTail, kMore };
 
+  bool take_view();
   std::vector<Read> locate();
   std::vector<Read> read_from(uint64_t offset);
   void parse_directory();

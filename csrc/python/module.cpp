@@ -145,6 +145,13 @@ std::shared_ptr<Client> make_client(const py::kwargs& kwargs) {
   if (kwargs.contains("credentials")) {
     options.credentials = make_callable_provider(kwargs["credentials"]);
   }
+  if (kwargs.contains("cache.fresh_s")) {
+    CacheOptions& cache = options.cache.emplace();
+    set("cache.ram_nbytes", cache.ram_nbytes);
+    set("cache.dir", cache.dir);
+    set("cache.disk_nbytes", cache.disk_nbytes);
+    set("cache.fresh_s", cache.fresh_s);
+  }
   return Client::make(std::move(options));
 }
 

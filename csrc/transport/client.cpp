@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/text.h"
+#include "transport/cached_source.h"
 #include "transport/file.h"
 #include "transport/http.h"
 #include "transport/metrics.h"
@@ -135,14 +136,37 @@ void check_headers(const Headers& headers) {
     check("headers", "such a byte in that of \"" + name + '"', line,
           "values without line breaks and NUL");
     names.push_back(lower(name));
-    for (const char* const ours : {"range", "if-match", "accept-encoding", "host", "content-length",
-                                   "transfer-encoding", "connection"}) {
+    for (const char* const ours :
+         {"range", "if-match", "if-none-match", "if-modified-since", "accept-encoding", "host",
+          "content-length", "transfer-encoding", "connection"}) {
       check("headers", '"' + name + '"', names.back() != ours, "none that the transport sets");
     }
   }
   std::ranges::sort(names);
   const auto twice = std::ranges::adjacent_find(names);
   if (twice != names.end()) check("headers", '"' + *twice + "\" twice", false, "each name once");
+}
+
+void check_cache(const CacheOptions& options) {
+  constexpr uint64_t kMaxNbytes = uint64_t{1} << 60;
+  constexpr uint64_t kMinDiskNbytes = 64 << 10;
+  if (options.ram_nbytes == 0 && options.disk_nbytes == 0 && options.dir.empty()) {
+    throw ArgumentError("cache: expected ram_nbytes, or dir and disk_nbytes, but found neither");
+  }
+  check("cache.ram_nbytes", options.ram_nbytes, options.ram_nbytes <= kMaxNbytes, "at most 1 EiB");
+  if (options.dir.empty()) {
+    check("cache.disk_nbytes", options.disk_nbytes, options.disk_nbytes == 0,
+          "0 (no disk) without cache.dir");
+  } else {
+    check("cache.dir", '"' + options.dir + '"',
+          options.dir.front() == '/' && options.dir.find('\0') == std::string::npos,
+          "an absolute path");
+    check("cache.disk_nbytes", options.disk_nbytes,
+          options.disk_nbytes >= kMinDiskNbytes && options.disk_nbytes <= kMaxNbytes,
+          "64 KiB to 1 EiB with cache.dir");
+  }
+  // Infinite is fine: objects that never change.
+  check("cache.fresh_s", options.fresh_s, options.fresh_s >= 0, "seconds, 0 or more");
 }
 
 void check_options(const ClientOptions& options) {
@@ -175,6 +199,7 @@ void check_options(const ClientOptions& options) {
     check("proxy", scheme + "://", known, "http://, https:// or socks5://");
   }
   check_headers(options.headers);
+  if (options.cache) check_cache(*options.cache);
 }
 
 class ClientImpl : public Client {
@@ -183,17 +208,19 @@ class ClientImpl : public Client {
       : options_(std::make_shared<const ClientOptions>(std::move(options))),
         metrics_(std::make_shared<TransportMetrics>()),
         account_(make_s3_account(options_, metrics_)),
-        context_(make_http_context(options_, metrics_)) {}
+        context_(make_http_context(options_, metrics_)),
+        cache_(options_->cache ? std::make_shared<Cache>(*options_->cache) : nullptr) {}
 
   const ClientOptions& options() const override { return *options_; }
 
   std::shared_ptr<Source> open(const std::string& url, bool mmap) override {
     const std::string scheme = find_scheme(url);
     if (scheme == "s3") {
-      return open_object(with_name(url, [&] { return make_s3_object(url, account_); }));
+      return open_object(with_name(url, [&] { return make_s3_object(url, account_); }), mmap);
     }
     if (scheme == "http" || scheme == "https") {
-      return open_object(with_name(display(url), [&] { return make_plain_object(url, options_); }));
+      return open_object(with_name(display(url), [&] { return make_plain_object(url, options_); }),
+                         mmap);
     }
     if (!scheme.empty() && scheme != "file") {
       throw ArgumentError(fmt::format(
@@ -226,15 +253,22 @@ class ClientImpl : public Client {
     }
     return with_name(prefix, [&] {
       return list_s3(prefix, continuation, account_, [this](std::shared_ptr<HttpObject> object) {
-        return read_all(*open_object(std::move(object)), kMaxListingNbytes);
+        // Never from the cache: what a prefix has changes without a word.
+        return read_all(*open_http(std::move(object), context_), kMaxListingNbytes);
       });
     });
   }
 
-  std::map<std::string, double> metrics() const override { return metrics_->snapshot(); }
+  std::map<std::string, double> metrics() const override {
+    std::map<std::string, double> values = metrics_->snapshot();
+    values["cache_ram_nbytes"] = cache_ ? static_cast<double>(cache_->ram_nbytes()) : 0;
+    values["cache_disk_nbytes"] = cache_ ? static_cast<double>(cache_->disk_nbytes()) : 0;
+    return values;
+  }
 
  private:
-  std::shared_ptr<Source> open_object(std::shared_ptr<HttpObject> object) {
+  std::shared_ptr<Source> open_object(std::shared_ptr<HttpObject> object, bool mmap) {
+    if (cache_) return open_cached(std::move(object), context_, cache_, mmap);
     return open_http(std::move(object), context_);
   }
 
@@ -242,6 +276,7 @@ class ClientImpl : public Client {
   const std::shared_ptr<TransportMetrics> metrics_;
   const std::shared_ptr<S3Account> account_;
   const std::shared_ptr<HttpContext> context_;
+  const std::shared_ptr<Cache> cache_;  // nullptr: none
 };
 
 // Under process_mutex(). Leaked: threads may use it while the process ends.

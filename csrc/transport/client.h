@@ -20,7 +20,7 @@ class CredentialsProvider;
 // Where objects that were read are kept: in memory, on a disk, or both.
 struct CacheOptions {
   uint64_t ram_nbytes = 0;   // 0: not in memory
-  std::string dir;           // "": not on a disk
+  std::string dir;           // "": not on a disk; else absolute
   uint64_t disk_nbytes = 0;  // with `dir`
   double fresh_s = 0;        // for so long after a check the store is not asked again
 };

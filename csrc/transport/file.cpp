@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 #include "base/fork.h"
 
@@ -30,20 +31,6 @@ constexpr size_t kMaxReadNbytes = 8 << 20;
   if (error == EACCES || error == EPERM) kind = Kind::kDenied;
   throw TransportError(fmt::format("{}: cannot {}: {}", path, what, std::strerror(error)), kind);
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 Descriptor open_descriptor(const std::string& path) {
   // Without O_NONBLOCK the open of a FIFO waits for a writer.

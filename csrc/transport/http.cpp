@@ -125,6 +125,34 @@ void HttpSource::forget() {
   const std::lock_guard lock(process_mutex());
   version_ = nullptr;
   pinned_reads_ = 0;
+  offered_ = nullptr;
+  is_unchanged_ = false;
+}
+
+bool HttpSource::offer(std::shared_ptr<const Version> version, bool trusted) {
+  const std::lock_guard lock(process_mutex());
+  if (offered_ || version_) return false;
+  offered_ = std::move(version);
+  if (trusted) {
+    version_ = offered_;
+    pinned_reads_ = 1;  // the one that the bytes were handed out by: no other may unpin it
+  }
+  return true;
+}
+
+std::shared_ptr<const Version> HttpSource::offered() const {
+  const std::lock_guard lock(process_mutex());
+  return offered_;
+}
+
+bool HttpSource::is_unchanged() const {
+  const std::lock_guard lock(process_mutex());
+  return is_unchanged_;
+}
+
+void HttpSource::set_unchanged() {
+  const std::lock_guard lock(process_mutex());
+  is_unchanged_ = true;
 }
 
 void HttpSource::discard() {

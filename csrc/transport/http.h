@@ -54,6 +54,9 @@ class HttpObject {
   virtual const std::string& name() const = 0;
   // Equal for two objects of one client only if they are the same object; never shown.
   virtual const std::string& identity() const { return name(); }
+  // What tells the object from all others, whoever asks; "" when it is not to be cached. May hold
+  // secrets: for hashing only.
+  virtual std::string cache_key() const { return {}; }
   // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
   // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
   virtual HttpRequest make_request(Headers headers) = 0;

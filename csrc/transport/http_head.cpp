@@ -50,30 +50,6 @@ constexpr std::array kKnownHeaders = {
     KnownHeader{"retry-after", &HttpHead::retry_after},
 };
 
-// RFC 9110, 5.6.7: "Sun, 06 Nov 1994 08:49:37 GMT"; seconds since 1970.
-std::optional<int64_t> parse_date(std::string_view text) {
-  static constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
-  int day = 0;
-  int year = 0;
-  int hour = 0;
-  int minute = 0;
-  int second = 0;
-  char month[4] = {};
-  const std::string copy(text);
-  if (std::sscanf(copy.c_str(), "%*3s, %2d %3s %4d %2d:%2d:%2d GMT", &day, month, &year, &hour,
-                  &minute, &second) != 6) {
-    return std::nullopt;
-  }
-  const size_t at = kMonths.find(month);
-  if (at == std::string_view::npos || at % 3 != 0) return std::nullopt;
-  const std::chrono::year_month_day date{std::chrono::year(year),
-                                         std::chrono::month(static_cast<unsigned>(at / 3 + 1)),
-                                         std::chrono::day(static_cast<unsigned>(day))};
-  if (!date.ok()) return std::nullopt;
-  const int64_t days = std::chrono::sys_days(date).time_since_epoch().count();
-  return ((days * 24 + hour) * 60 + minute) * 60 + second;
-}
-
 }  // namespace
 
 std::string_view HttpResponse::header(std::string_view name) const {
@@ -113,6 +89,29 @@ Headers parse_headers(std::string_view text) {
   return headers;
 }
 
+std::optional<int64_t> parse_http_date(std::string_view text) {
+  static constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
+  int day = 0;
+  int year = 0;
+  int hour = 0;
+  int minute = 0;
+  int second = 0;
+  char month[4] = {};
+  const std::string copy(text);
+  if (std::sscanf(copy.c_str(), "%*3s, %2d %3s %4d %2d:%2d:%2d GMT", &day, month, &year, &hour,
+                  &minute, &second) != 6) {
+    return std::nullopt;
+  }
+  const size_t at = kMonths.find(month);
+  if (at == std::string_view::npos || at % 3 != 0) return std::nullopt;
+  const std::chrono::year_month_day date{std::chrono::year(year),
+                                         std::chrono::month(static_cast<unsigned>(at / 3 + 1)),
+                                         std::chrono::day(static_cast<unsigned>(day))};
+  if (!date.ok()) return std::nullopt;
+  const int64_t days = std::chrono::sys_days(date).time_since_epoch().count();
+  return ((days * 24 + hour) * 60 + minute) * 60 + second;
+}
+
 std::optional<uint64_t> parse_decimal(std::string_view text) {
   uint64_t value = 0;
   const char* const end = text.data() + text.size();
@@ -149,11 +148,11 @@ std::optional<double> parse_retry_after(std::string_view text, std::string_view 
   if (const std::optional<uint64_t> seconds = parse_decimal(text)) {
     return static_cast<double>(*seconds);
   }
-  const std::optional<int64_t> until = parse_date(text);
+  const std::optional<int64_t> until = parse_http_date(text);
   if (!until) return std::nullopt;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const int64_t from =
-      parse_date(date).value_or(std::chrono::duration_cast<std::chrono::seconds>(now).count());
+      parse_http_date(date).value_or(std::chrono::duration_cast<std::chrono::seconds>(now).count());
   return static_cast<double>(std::max<int64_t>(0, *until - from));
 }
 

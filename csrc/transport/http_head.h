@@ -40,6 +40,9 @@ std::optional<ContentRange> parse_content_range(std::string_view text);
 
 std::optional<uint64_t> parse_decimal(std::string_view text);
 
+// "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110, 5.6.7): seconds since 1970.
+std::optional<int64_t> parse_http_date(std::string_view text);
+
 // Seconds to wait: a number, or a date that is compared with the answer's own Date, so that the
 // clocks need not agree. Never negative; empty when it is neither.
 std::optional<double> parse_retry_after(std::string_view text, std::string_view date);

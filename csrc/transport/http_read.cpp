@@ -143,6 +143,11 @@ Headers HttpRead::prepare() {
   if (ranged_) headers.emplace_back("Range", format_range());
   conditional_ = pinned && pinned->has_strong_etag();
   if (conditional_) headers.emplace_back("If-Match", condition_ = pinned->etag);
+  offered_ = pinned ? nullptr : source_->offered();
+  if (offered_) {
+    const bool strong = offered_->has_strong_etag();
+    headers.emplace_back(strong ? "If-None-Match" : "If-Modified-Since", offered_tag());
+  }
   follows_ = false;
   return headers;
 }
@@ -174,6 +179,12 @@ HttpRequest HttpRead::begin() {
   return request;
 }
 
+// What the request of an offered version says of it; "" for none.
+std::string_view HttpRead::offered_tag() const {
+  if (offered_ == nullptr) return {};
+  return offered_->has_strong_etag() ? offered_->etag : offered_->modified;
+}
+
 bool HttpRead::follow(const Job& leader) {
   const auto& other = static_cast<const HttpRead&>(leader);  // none but reads have a share_key
   prepare();
@@ -181,7 +192,8 @@ bool HttpRead::follow(const Job& leader) {
                        source_->object().identity() == other.source_->object().identity() &&
                        ranged_ == other.ranged_ && format_range() == other.format_range() &&
                        conditional_ == other.conditional_ && condition_ == other.condition_ &&
-                       !redirected_to_ && !other.redirected_to_;
+                       offered_tag() == other.offered_tag() && !redirected_to_ &&
+                       !other.redirected_to_;
   if (!is_same) {
     if (!redirected_to_) --attempts_;
     return false;
@@ -216,6 +228,10 @@ bool HttpRead::head(std::string_view line) {
 
 void HttpRead::accept_head() {
   bool is_pinned = true;
+  if (head_.status == 304 && offered_) {
+    answer_ = accept_unchanged() ? Answer::kUnchanged : Answer::kOtherVersion;
+    return;
+  }
   if (head_.status == 206) {
     is_pinned = accept_part();
   } else if (head_.status == 200 || head_.status == 203) {
@@ -304,6 +320,17 @@ bool HttpRead::accept_whole() {
   return true;
 }
 
+// 304: the object is the version that was offered.
+bool HttpRead::accept_unchanged() {
+  const VersionSeen seen{offered_->nbytes, offered_->etag, offered_->modified};
+  std::shared_ptr<const Version> pinned = source_->pin(seen, version_ == nullptr);
+  if (pinned == nullptr) return false;
+  version_ = std::move(pinned);
+  source_->set_unchanged();
+  source_->metrics().cache_revalidations.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
 bool HttpRead::body(ByteView bytes) {
   body_began_ = true;
   body_nbytes_ += bytes.size();
@@ -347,6 +374,7 @@ std::optional<double> HttpRead::conclude(const ExchangeEnd& end) {
   }
   switch (answer_) {
     case Answer::kData: return end_data(end);
+    case Answer::kUnchanged: return std::nullopt;
     case Answer::kRedirect: return follow_redirect();
     case Answer::kError: return end_error();
     case Answer::kOtherVersion: return restart();

@@ -36,16 +36,18 @@ class HttpRead final : public Job {
 
  private:
   // What is done with the body of the answer.
-  enum class Answer { kNone, kData, kRedirect, kError, kOtherVersion };
+  enum class Answer { kNone, kData, kUnchanged, kRedirect, kError, kOtherVersion };
 
   void rewind();
   Headers prepare();
+  std::string_view offered_tag() const;
   std::string format_range() const;
   void clamp_to(uint64_t nbytes);
   bool accept_version(std::optional<uint64_t> nbytes);
   void accept_head();
   bool accept_part();
   bool accept_whole();
+  bool accept_unchanged();
   void check_encoding() const;
   bool deliver(ByteView bytes);
 
@@ -97,7 +99,8 @@ class HttpRead final : public Job {
   bool follows_ = false;  // another read's
   bool ranged_ = false;
   bool conditional_ = false;
-  std::string condition_;  // the tag in If-Match
+  std::string condition_;                   // the tag in If-Match
+  std::shared_ptr<const Version> offered_;  // that is asked for no more (HttpSource::offer)
   std::string head_text_;
   HttpHead head_;  // views into head_text_
   bool head_complete_ = false;

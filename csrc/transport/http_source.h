@@ -75,6 +75,16 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   std::optional<Checksum> checksum() const override;
   void discard() override;
 
+  // For a cache. Before a version is pinned, and once: `version` is one that the caller has the
+  // bytes of. Reads ask for the object if it is another; those that are answered that it is not
+  // (304) pin it and end without bytes. `trusted`: it is pinned now, for bytes of it were handed
+  // out. False, and no effect, when a version is pinned or was offered already.
+  bool offer(std::shared_ptr<const Version> version, bool trusted);
+  std::shared_ptr<const Version> offered() const;
+  // A read was answered that the version offered is the object's. Until forget().
+  bool is_unchanged() const;
+  void set_unchanged();
+
   HttpObject& object() const { return *object_; }
   const ClientOptions& options() const { return *context_->options; }
   const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
@@ -102,6 +112,8 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   // Under process_mutex().
   std::shared_ptr<const Version> version_;
   uint64_t pinned_reads_ = 0;  // that have had an answer of version_
+  std::shared_ptr<const Version> offered_;
+  bool is_unchanged_ = false;
 };
 
 }  // namespace torchnpy

@@ -63,6 +63,9 @@ class PlainObject final : public HttpObject {
 
   const std::string& name() const override { return name_; }
   const std::string& identity() const override { return url_; }
+  // A query may be what selects the object; of a presigned URL it is part of who asks, but that
+  // cannot be told apart safely.
+  std::string cache_key() const override { return "http\n" + url_; }
 
   HttpRequest make_request(Headers headers) override {
     headers.insert(headers.end(), options_->headers.begin(), options_->headers.end());

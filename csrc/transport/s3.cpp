@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "transport/http_head.h"
 #include "transport/s3_account.h"
 #include "transport/s3_checksum.h"
 #include "transport/s3_site.h"
@@ -18,28 +19,6 @@
 
 namespace torchnpy {
 namespace {
-
-// "Tue, 27 Mar 2007 19:36:42 GMT" (RFC 9110 5.6.7), whatever the locale.
-std::optional<std::chrono::sys_seconds> parse_http_date(const std::string& text) {
-  constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
-  char month[4] = {};
-  unsigned day = 0;
-  int year = 0;
-  int hour = 0;
-  int minute = 0;
-  int second = 0;
-  if (std::sscanf(text.c_str(), "%*3s, %2u %3s %4d %2d:%2d:%2d GMT", &day, month, &year, &hour,
-                  &minute, &second) != 6) {
-    return std::nullopt;
-  }
-  const size_t at = kMonths.find(month);
-  const std::chrono::year_month_day date{std::chrono::year(year),
-                                         std::chrono::month(static_cast<unsigned>(at / 3 + 1)),
-                                         std::chrono::day(day)};
-  if (at == std::string_view::npos || at % 3 != 0 || !date.ok()) return std::nullopt;
-  return std::chrono::sys_days(date) + std::chrono::hours(hour) + std::chrono::minutes(minute) +
-         std::chrono::seconds(second);
-}
 
 // What S3 says in the body of an error.
 struct S3Error {
@@ -82,11 +61,16 @@ class S3Object : public HttpObject {
         bucket_(std::move(bucket)),
         key_path_(std::move(key_path)),
         query_(std::move(query)),
+        listing_(query_.empty() ? "" : fmt::format("{}?{}", name_, query_)),
         account_(std::move(account)) {
     account_->prepare(bucket_);
   }
 
   const std::string& name() const override { return name_; }
+  const std::string& identity() const override { return query_.empty() ? name_ : listing_; }
+  std::string cache_key() const override {
+    return fmt::format("s3\n{}\n{}{}", account_->service(), bucket_, key_path_);
+  }
 
   HttpRequest make_request(Headers headers) override {
     // A listing has neither ranges nor an ETag.
@@ -158,9 +142,9 @@ class S3Object : public HttpObject {
 
   bool judge_time(const HttpResponse& response, const S3Error& error, Verdict& verdict) {
     if (error.code != "RequestTimeTooSkewed") return false;
-    const auto time = parse_http_date(std::string(response.header("date")));
-    if (!time) return false;
-    account_->learn_time(*time);
+    const std::optional<int64_t> time_s = parse_http_date(response.header("date"));
+    if (!time_s) return false;
+    account_->learn_time(std::chrono::sys_seconds(std::chrono::seconds(*time_s)));
     verdict.action = Verdict::Action::kRetryNow;
     return true;
   }
@@ -169,6 +153,7 @@ class S3Object : public HttpObject {
   const std::string bucket_;
   const std::string key_path_;
   const std::string query_;
+  const std::string listing_;  // which page of which listing; "" for an object
   const std::shared_ptr<S3Account> account_;
 };
 

@@ -167,6 +167,18 @@ void S3Account::prepare(const std::string& bucket) {
   site_of(bucket);
 }
 
+std::string S3Account::service() const {
+  if (settings_->endpoint) {
+    const Endpoint& endpoint = *settings_->endpoint;
+    return fmt::format("{}://{}{}", endpoint.scheme, endpoint.host, endpoint.path);
+  }
+  // AWS has one set of buckets for each partition.
+  for (const std::string_view partition : {"cn-", "us-gov-", "us-iso", "eu-isoe-"}) {
+    if (settings_->region.starts_with(partition)) return std::string(partition);
+  }
+  return "aws";
+}
+
 HttpRequest S3Account::make_request(const std::string& bucket, std::string_view key_path,
                                     std::string_view query, Headers headers) {
   const auto site = site_of(bucket);

@@ -42,6 +42,9 @@ class S3Account {
                            std::string_view query, Headers headers);
 
   const ClientOptions& options() const { return *options_; }
+  // What tells the service from others: buckets of one name may be in many.
+  std::string service() const;
+
   bool anonymous() const { return options_->anonymous; }
   std::string region_of(const std::string& bucket) { return site_of(bucket)->region; }
   void learn_region(const std::string& bucket, const std::string& region);

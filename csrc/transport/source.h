@@ -44,6 +44,9 @@ class Sink {
   // `nbytes` were written to the start of the last room(). A read that is tried again goes
   // on after the last byte filled: no byte is filled twice, unless restart() came between.
   virtual void filled(uint64_t offset, size_t nbytes) = 0;
+  // True where Source::view() of the whole object would do as well. A read may then end without
+  // bytes and without having asked for room(), once view() is offered.
+  virtual bool prefers_view() const { return false; }
   // The object changed while it was read and what was filled is void: the read begins
   // again at its first byte. False: cannot, and the read ends with an error.
   virtual bool restart() { return false; }

@@ -151,6 +151,8 @@ class ObjectServer:
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if request.headers.get("if-match", etag) not in (etag, "*"):
             return Answer(412, headers, b"etag differs")
+        if etag and request.headers.get("if-none-match") == etag:
+            return Answer(304, {"ETag": etag})
         if not request.range:
             return Answer(200, headers, body)
         span = parse_range(request.range, len(body))
