@@ -17,6 +17,7 @@ ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py
 FUZZ_SECONDS ?= 600
 FUZZ_CLANG ?= $(shell for v in 16 17 18 19 20; do \
   command -v clang++-$$v >/dev/null && echo $$v && exit; done; echo 16)
+SOAK_SECONDS ?= 60
 # Files beginning with _ are not benchmarks but what they share.
 BENCHMARKS ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
@@ -26,7 +27,7 @@ CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan fuzz bench clean
+.PHONY: help demo test lint asan tsan fuzz soak bench clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
@@ -34,6 +35,7 @@ help:
 	@echo "make asan   C++ tests under AddressSanitizer and UBSan, lifetimes with torch under ASan"
 	@echo "make tsan   C++ tests under ThreadSanitizer"
 	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
+	@echo "make soak   loads under faults for SOAK_SECONDS (60), 20 000 at least"
 	@echo "make bench  the measurements against other libraries"
 	@echo "make clean  removes what was built; .venv stays"
 
@@ -74,6 +76,9 @@ fuzz: compile-fuzz
 	  fi; \
 	  tail -n 1 build/fuzz/$$target.log; \
 	done
+
+soak: compile packages-test
+	@.venv/bin/python tests/soak.py --seconds $(SOAK_SECONDS)
 
 bench: compile packages-bench
 	@tools/system bench
