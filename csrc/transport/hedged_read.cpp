@@ -76,9 +76,10 @@ void HedgedRead::Arm::done(std::exception_ptr error) {
     is_last = --read_.running_ == 0;
     is_winner = read_.winner_ == this;
     const bool is_over = read_.winner_ != nullptr;
-    if (!is_over && error && !read_.error_) read_.error_ = error;
+    if (!is_over && error && !read_.error_) read_.error_ = std::move(error);
     if (!is_winner && (is_over || !is_last)) return;
-    if (!is_winner) error = read_.error_;
+    // Not held here any more when another thread has it.
+    if (!is_winner) error = std::move(read_.error_);
   }
   read_.source_->count_read(read_.started_, error);
   read_.sink_.done(std::move(error));
