@@ -591,10 +591,7 @@ def test_a_folder_that_cannot_be_made_warns_once(
 
 
 def test_the_ops_warn_too(
-    server: ObjectServer,
-    tmp_path: Path,
-    use_default_client: Any,
-    capfd: pytest.CaptureFixture[str],
+    server: ObjectServer, tmp_path: Path, use_default_client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     use_default_client(
@@ -603,7 +600,9 @@ def test_the_ops_warn_too(
     url = server.put("/x.npy", npy(SMALL))
     for _ in range(2):
         assert same(torch.ops.npy.load(url), SMALL)
-    assert capfd.readouterr().err.count("objects are read past it") == 1
+    tnp.load(url)  # an op leaves its warnings for the next call of Python
+    (record,) = caplog.records
+    assert "objects are read past it" in record.message
 
 
 @pytest.fixture
@@ -789,8 +788,8 @@ def test_a_fork_while_others_fill_the_cache_hangs_nobody(
         """
         import os, sys, threading, numpy as np, torchnpy as tnp
         urls = sys.argv[2:]
-        client = tnp.Client(cache=tnp.Cache(dir=sys.argv[1], disk_nbytes=600_000, ram_nbytes=300_000),
-                            part_nbytes=20_000)
+        cache = tnp.Cache(dir=sys.argv[1], disk_nbytes=600_000, ram_nbytes=300_000)
+        client = tnp.Client(cache=cache, part_nbytes=20_000)
         first = tnp.load(urls[0]).numpy()
         stop, loads = threading.Event(), [0] * 4
 
@@ -901,5 +900,5 @@ def test_another_type_is_refused() -> None:
 
 
 def test_the_caches_own_headers_are_refused() -> None:
-    with pytest.raises(ValueError, match="headers: .*If-None-Match"):
+    with pytest.raises(ValueError, match=r"headers: .*If-None-Match"):
         tnp.Client(headers={"If-None-Match": '"x"'})

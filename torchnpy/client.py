@@ -230,6 +230,8 @@ class Client:
             ``cache_hits``             reads that the cache answered
             ``cache_misses``           reads that the store answered
             ``cache_revalidations``    answers that what is cached is still right (304)
+            ``cache_ram_nbytes``       bytes that the cache takes in this process's memory now
+            ``cache_disk_nbytes``      bytes that it takes on disk now, of all processes
             ``credentials_refreshes``  credentials that were fetched anew
             ``in_flight``              requests on the wire now
             ``in_flight_max``          the most at once
