@@ -64,6 +64,10 @@ def test_throughput_draws_what_was_loaded(tmp_path: Path) -> None:
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_botocore_credentials_load_in_workers() -> None:
+    assert "Loaded 16 arrays from " in run_example("botocore_credentials.py")
+
+
 def test_read_http_serves_and_reads_its_own_array() -> None:
     assert "equal True" in run_example("read_http.py")
 

@@ -226,21 +226,71 @@ def test_requester_pays_only_when_asked(s3_server: S3Server, pays: bool) -> None
             tnp.load(url, client=client)
 
 
-@pytest.mark.parametrize("code", [400, 301])
+@pytest.mark.parametrize("code", [301, 400, 403])
+@pytest.mark.parametrize("addressing", ["path", "virtual"])
+@pytest.mark.usefixtures("credentials")
 def test_a_wrong_region_is_found_and_remembered(
-    s3_server: S3Server, s3_client: tnp.Client, code: int
+    s3_server: S3Server, code: int, addressing: Any
 ) -> None:
     s3_server.wrong_region_status = code
     s3_server.buckets["far"] = Bucket(region="eu-north-1")
     urls = [s3_server.put_key(f"{i}.npy", npy(ARRAY), "far") for i in range(3)]
+    client = tnp.Client(
+        endpoint=f"http://localhost:{s3_server.port}", addressing=addressing, retries=1
+    )
     for url in urls:
-        assert torch.equal(tnp.load(url, client=s3_client), torch.from_numpy(ARRAY))
+        assert torch.equal(tnp.load(url, client=client), torch.from_numpy(ARRAY))
+    folder = "/far" if addressing == "path" else ""
     assert [request.path for request in s3_server.requests] == [
-        "/far/0.npy",
-        "/far/0.npy",
-        "/far/1.npy",
-        "/far/2.npy",
+        f"{folder}/{number}.npy" for number in (0, 0, 1, 2)
     ]
+    assert [info.url for info in client.list("s3://far/")] == urls
+
+
+REGION = "<Region>eu-north-1</Region>"
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "headers", "more"),
+    [
+        (301, "PermanentRedirect", {"x_amz_bucket_region": "eu-north-1"}, ""),
+        (301, "PermanentRedirect", {}, REGION),
+        (400, "AuthorizationHeaderMalformed", {}, REGION),
+        (400, "IllegalLocationConstraintException", {"x_amz_bucket_region": "eu-north-1"}, ""),
+        (403, "AccessDenied", {"x_amz_bucket_region": "eu-north-1"}, ""),
+        (307, "TemporaryRedirect", {"x_amz_bucket_region": "eu-north-1"}, ""),
+    ],
+)
+@pytest.mark.parametrize("addressing", ["path", "virtual"])
+@pytest.mark.usefixtures("credentials")
+def test_the_region_is_taken_from_the_header_or_the_body(
+    s3_server: S3Server,
+    code: int,
+    name: str,
+    headers: dict[str, str],
+    more: str,
+    addressing: Any,
+) -> None:
+    s3_server.buckets["bucket"].region = "eu-north-1"
+    url = s3_server.put_key("k.npy", npy(ARRAY))
+    path = "/bucket/k.npy" if addressing == "path" else "/k.npy"
+    s3_server.fail(path, s3_error(code, name, f"as asked</Message>{more}<Message>", **headers))
+    client = tnp.Client(
+        endpoint=f"http://localhost:{s3_server.port}", addressing=addressing, retries=1
+    )
+    assert torch.equal(tnp.load(url, client=client), torch.from_numpy(ARRAY))
+    regions = [r.headers["authorization"].split("/")[2] for r in s3_server.requests]
+    assert regions == ["us-east-1", "eu-north-1"]
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_region_that_is_named_again_and_again_ends_in_an_error(s3_server: S3Server) -> None:
+    url = s3_server.put_key("k.npy", npy(ARRAY))
+    fault = s3_error(400, "AuthorizationHeaderMalformed", x_amz_bucket_region="eu-north-1")
+    s3_server.always("/bucket/k.npy", fault)
+    with pytest.raises(tnp.TransportError, match="AuthorizationHeaderMalformed"):
+        tnp.load(url, client=tnp.Client(endpoint=s3_server.url))
+    assert len(s3_server.requests) == 4
 
 
 def presign(s3_server: S3Server, key: str) -> str:

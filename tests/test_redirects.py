@@ -69,6 +69,49 @@ def test_s3_credentials_never_cross_to_another_host(
         assert set(request.headers) <= HARMLESS
 
 
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+@pytest.mark.usefixtures("credentials")
+def test_another_host_of_the_store_gets_a_signature_of_its_own(
+    s3_server: S3Server, code: int
+) -> None:
+    s3_server.put_key("x y.npy", npy(ARRAY))
+    target = f"http://bucket.localhost:{s3_server.port}/x%20y.npy"
+    s3_server.always("/bucket/x y.npy", redirect(target, code))
+    client = tnp.Client(endpoint=f"http://localhost:{s3_server.port}")
+    loaded = tnp.load("s3://bucket/x y.npy", client=client)
+    assert torch.equal(loaded, torch.from_numpy(ARRAY))
+    followed = s3_server.requests_for("/x y.npy")
+    assert followed[0].headers["host"] == f"bucket.localhost:{s3_server.port}"
+    assert followed[0].range == "bytes=0-65535"
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_listing_is_redirected_within_the_store(s3_server: S3Server) -> None:
+    url = s3_server.put_key("a/x.npy", npy(ARRAY))
+    s3_server.fail(
+        "/bucket",
+        lambda request, _: Answer(
+            307, {"Location": f"http://bucket.localhost:{s3_server.port}/?{request.query}"}
+        ),
+    )
+    client = tnp.Client(endpoint=f"http://localhost:{s3_server.port}")
+    assert [info.url for info in client.list("s3://bucket/a/")] == [url]
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_redirect_that_comes_back_to_the_store_stays_unsigned(
+    s3_server: S3Server, other_server: ObjectServer
+) -> None:
+    s3_server.put_key("x.npy", npy(ARRAY))
+    s3_server.always("/bucket/x.npy", redirect(other_server.url + "/y"))
+    other_server.always("/y", redirect(f"http://bucket.localhost:{s3_server.port}/x.npy"))
+    with pytest.raises(PermissionError, match="anonymous"):
+        tnp.load(
+            "s3://bucket/x.npy", client=tnp.Client(endpoint=f"http://localhost:{s3_server.port}")
+        )
+    assert "authorization" not in s3_server.requests_for("/x.npy")[0].headers
+
+
 def test_headers_stay_away_when_the_redirect_comes_back(
     server: ObjectServer, other_server: ObjectServer
 ) -> None:

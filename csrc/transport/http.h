@@ -12,6 +12,7 @@
 #include "base/checksum.h"
 #include "transport/client.h"
 #include "transport/source.h"
+#include "transport/url.h"
 
 namespace torchnpy {
 
@@ -60,6 +61,11 @@ class HttpObject {
   // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
   // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
   virtual HttpRequest make_request(Headers headers) = 0;
+  // The same at `url`, where a redirect led. Empty: that is not the object's own server, which
+  // alone may see the user's headers and a signature.
+  virtual std::optional<HttpRequest> make_request_at(const Url&, const Headers&) {
+    return std::nullopt;
+  }
   // Judges an answer that is neither 2xx nor a redirect that is followed.
   virtual Verdict judge(const HttpResponse& response) = 0;
   // Whether requests without a range ask for the store's checksum of the object, and which one a

@@ -152,15 +152,20 @@ Headers HttpRead::prepare() {
   return headers;
 }
 
-HttpRequest HttpRead::begin() {
-  Headers headers = prepare();
-  HttpRequest request;
-  if (redirected_to_ && crossed_origin_) {
-    request.headers = std::move(headers);
-  } else {
-    request = source_->object().make_request(std::move(headers));
+HttpRequest HttpRead::make_request(Headers headers) {
+  if (!redirected_to_) return source_->object().make_request(std::move(headers));
+  if (!is_elsewhere_) {
+    if (auto request = source_->object().make_request_at(*redirected_to_, headers)) {
+      return std::move(*request);
+    }
   }
-  if (redirected_to_) request.url = redirected_to_->request();
+  // From here on the next host is not the user's choice, even if it is the first again.
+  is_elsewhere_ = true;
+  return {redirected_to_->request(), std::move(headers)};
+}
+
+HttpRequest HttpRead::begin() {
+  HttpRequest request = make_request(prepare());
   url_ = request.url;
   made_with_ = request.made_with;
   if (hedge_ != nullptr) {
@@ -410,7 +415,7 @@ std::optional<double> HttpRead::end_error() {
   if (verdict.action == Verdict::Action::kRetryNow && immediate_retries_ < kMaxImmediateRetries) {
     ++immediate_retries_;
     redirected_to_.reset();
-    crossed_origin_ = false;
+    is_elsewhere_ = false;
     count_retry(source_->metrics().retries_learnt, reason);
     return 0;
   }
@@ -455,8 +460,6 @@ double HttpRead::follow_redirect() {
     fail(
         fmt::format("HTTP {} from https to {}, which is not followed", head_.status, to.display()));
   }
-  // Once elsewhere, the next host is not the user's choice, even if it is the first again.
-  crossed_origin_ = crossed_origin_ || !from.same_origin(to);
   redirected_to_ = std::move(to);
   source_->metrics().redirects.fetch_add(1, std::memory_order_relaxed);
   return 0;
@@ -468,7 +471,7 @@ double HttpRead::restart() {
     restarted_ = true;
     version_ = nullptr;
     redirected_to_.reset();
-    crossed_origin_ = false;
+    is_elsewhere_ = false;
     rewind();
     count_retry(source_->metrics().retries_changed, "the object changed");
     return 0;
@@ -521,7 +524,7 @@ double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s,
     fail(reason, kind);
   }
   redirected_to_.reset();
-  crossed_origin_ = false;
+  is_elsewhere_ = false;
   redirects_ = 0;
   count_retry(counter, reason);
   return delay_s;

@@ -40,6 +40,7 @@ class HttpRead final : public Job {
 
   void rewind();
   Headers prepare();
+  HttpRequest make_request(Headers headers);
   std::string_view offered_tag() const;
   std::string format_range() const;
   void clamp_to(uint64_t nbytes);
@@ -90,7 +91,7 @@ class HttpRead final : public Job {
   bool restarted_ = false;
   bool without_range_ = false;        // the server knows no ranges
   std::optional<Url> redirected_to_;  // within this attempt
-  bool crossed_origin_ = false;       // by a redirect of this attempt
+  bool is_elsewhere_ = false;         // a redirect led to a host that is not the object's
 
   // The exchange that runs.
   std::string url_;

@@ -73,6 +73,13 @@ class PlainObject final : public HttpObject {
     return {url_, std::move(headers)};
   }
 
+  std::optional<HttpRequest> make_request_at(const Url& url, const Headers& headers) override {
+    if (!url.same_origin(parse_url(url_))) return std::nullopt;
+    HttpRequest request = make_request(headers);
+    request.url = url.request();
+    return request;
+  }
+
   // Stores answer presigned URLs with XML; others may send a line of text.
   Verdict judge(const HttpResponse& response) override {
     Verdict verdict;

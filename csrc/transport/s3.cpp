@@ -73,14 +73,11 @@ class S3Object : public HttpObject {
   }
 
   HttpRequest make_request(Headers headers) override {
-    // A listing has neither ranges nor an ETag.
-    if (key_path_.empty()) {
-      std::erase_if(headers, [](const auto& header) { return header.first != "Accept-Encoding"; });
-    }
-    const bool is_whole =
-        std::ranges::none_of(headers, [](const auto& header) { return header.first == "Range"; });
-    if (is_whole && asks_checksum()) headers.emplace_back("x-amz-checksum-mode", "ENABLED");
-    return account_->make_request(bucket_, key_path_, query_, std::move(headers));
+    return account_->make_request(bucket_, key_path_, query_, adapt(std::move(headers)));
+  }
+
+  std::optional<HttpRequest> make_request_at(const Url& url, const Headers& headers) override {
+    return account_->make_request_at(bucket_, url, adapt(headers));
   }
 
   bool asks_checksum() const override {
@@ -119,6 +116,18 @@ class S3Object : public HttpObject {
   }
 
  private:
+  // What is asked of S3 beside the signature.
+  Headers adapt(Headers headers) const {
+    // A listing has neither ranges nor an ETag.
+    if (key_path_.empty()) {
+      std::erase_if(headers, [](const auto& header) { return header.first != "Accept-Encoding"; });
+    }
+    const bool is_whole =
+        std::ranges::none_of(headers, [](const auto& header) { return header.first == "Range"; });
+    if (is_whole && asks_checksum()) headers.emplace_back("x-amz-checksum-mode", "ENABLED");
+    return headers;
+  }
+
   bool judge_region(const HttpResponse& response, const S3Error& error, Verdict& verdict) {
     std::string region(response.header("x-amz-bucket-region"));
     const bool other_region = is_region(region) && region != account_->region_of(bucket_);

@@ -124,6 +124,27 @@ Headers make_own_headers(const ClientOptions& options) {
   return headers;
 }
 
+// "?b=2&a" as the signature wants it: "a=&b=2".
+std::string sort_query(std::string_view query) {
+  std::vector<std::pair<std::string, std::string>> parameters;
+  while (!query.empty()) {
+    query.remove_prefix(1);
+    const std::string_view parameter = query.substr(0, query.find('&'));
+    query.remove_prefix(parameter.size());
+    if (parameter.empty()) continue;
+    const size_t equals = std::min(parameter.find('='), parameter.size());
+    const std::string_view value = parameter.substr(std::min(equals + 1, parameter.size()));
+    parameters.emplace_back(encode_uri(percent_decode(parameter.substr(0, equals)), Slash::kEncode),
+                            encode_uri(percent_decode(value), Slash::kEncode));
+  }
+  std::ranges::sort(parameters);
+  std::string result;
+  for (const auto& [name, value] : parameters) {
+    result.append(result.empty() ? "" : "&").append(name).append("=").append(value);
+  }
+  return result;
+}
+
 // Not when the client is made: for plain HTTP the same headers are right.
 void check_own_headers(const ClientOptions& options) {
   if (options.anonymous) return;
@@ -189,7 +210,25 @@ HttpRequest S3Account::make_request(const std::string& bucket, std::string_view 
   if (!query.empty()) request.url.append("?").append(query);
   request.headers = std::move(headers);
   request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
-  if (settings_->credentials != nullptr) sign(*site, path, query, request);
+  if (settings_->credentials != nullptr) sign(site->region, site->host, path, query, request);
+  return request;
+}
+
+std::optional<HttpRequest> S3Account::make_request_at(const std::string& bucket, const Url& url,
+                                                      Headers headers) {
+  const bool is_presigned = url.query.find("Signature=") != std::string::npos;
+  const auto region = find_own_region(settings_->endpoint, bucket, region_of(bucket), url);
+  if (is_presigned || !region) return std::nullopt;
+  // Sent as it is signed: servers differ in what they make of other spellings.
+  const std::string path = encode_uri(percent_decode(url.path), Slash::kKeep);
+  const std::string query = sort_query(url.query);
+  const std::string host = url.authority();
+  HttpRequest request;
+  request.url =
+      fmt::format("{}://{}{}{}{}", url.scheme, host, path, query.empty() ? "" : "?", query);
+  request.headers = std::move(headers);
+  request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
+  if (settings_->credentials != nullptr) sign(*region, host, path, query, request);
   return request;
 }
 
@@ -241,14 +280,14 @@ std::shared_ptr<const S3Account::DayKey> S3Account::day_key(
   return made;
 }
 
-void S3Account::sign(const S3Site& site, std::string_view path, std::string_view query,
-                     HttpRequest& request) {
+void S3Account::sign(const std::string& region, std::string_view host, std::string_view path,
+                     std::string_view query, HttpRequest& request) {
   Headers& headers = request.headers;
   const auto credentials = settings_->credentials->known();
   request.made_with = credentials;
   const auto now = std::chrono::floor<std::chrono::seconds>(std::chrono::system_clock::now());
   const std::string amz_date = format_amz_date(now + std::chrono::seconds(skew_s_.load()));
-  const auto day = day_key(site.region, std::string_view(amz_date).substr(0, 8), credentials);
+  const auto day = day_key(region, std::string_view(amz_date).substr(0, 8), credentials);
   headers.reserve(headers.size() + 4);
   headers.emplace_back("x-amz-content-sha256", kEmptySha256);
   headers.emplace_back("x-amz-date", amz_date);
@@ -259,7 +298,7 @@ void S3Account::sign(const S3Site& site, std::string_view path, std::string_view
   canonical.path = path;
   canonical.query = query;
   canonical.headers.reserve(headers.size() + 1);
-  canonical.headers.emplace_back("host", site.host);
+  canonical.headers.emplace_back("host", host);
   for (const auto& [name, value] : headers) {
     if (name.starts_with("x-amz-")) canonical.headers.emplace_back(name, value);
   }

@@ -14,6 +14,7 @@
 #include "transport/http.h"
 #include "transport/s3_site.h"
 #include "transport/sigv4.h"
+#include "transport/url.h"
 
 namespace torchnpy {
 
@@ -40,6 +41,10 @@ class S3Account {
   // encoded key, or "" for the bucket itself; `query`: sorted by name.
   HttpRequest make_request(const std::string& bucket, std::string_view key_path,
                            std::string_view query, Headers headers);
+  // The same for `url`, where a redirect led; empty when that is not a host of the bucket's store,
+  // or when the URL brings a signature of its own.
+  std::optional<HttpRequest> make_request_at(const std::string& bucket, const Url& url,
+                                             Headers headers);
 
   const ClientOptions& options() const { return *options_; }
   // What tells the service from others: buckets of one name may be in many.
@@ -62,8 +67,8 @@ class S3Account {
   std::shared_ptr<const S3Site> site_of(const std::string& bucket);
   std::shared_ptr<const DayKey> day_key(const std::string& region, std::string_view date,
                                         const std::shared_ptr<const Credentials>& credentials);
-  void sign(const S3Site& site, std::string_view path, std::string_view query,
-            HttpRequest& request);
+  void sign(const std::string& region, std::string_view host, std::string_view path,
+            std::string_view query, HttpRequest& request);
 
   const std::shared_ptr<const ClientOptions> options_;
   const std::shared_ptr<TransportMetrics> metrics_;

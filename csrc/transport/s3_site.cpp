@@ -58,6 +58,33 @@ bool is_dns_label(std::string_view bucket) {
          std::ranges::all_of(bucket, [](char c) { return is_lower(c) || is_digit(c) || c == '-'; });
 }
 
+// "eu-west-1", and not the "website-eu-west-1", "external-1" and "accelerate" of hosts that answer
+// otherwise.
+bool is_aws_region(std::string_view text) {
+  const size_t first = std::min(text.find('-'), text.size());
+  return is_region(text) && first >= 2 && first <= 4 && is_digit(text.back());
+}
+
+bool strip_suffix(std::string_view& text, std::string_view suffix) {
+  if (!text.ends_with(suffix)) return false;
+  text.remove_suffix(suffix.size());
+  return true;
+}
+
+// A host below the domain may be anybody's: EC2 gives customers such names.
+std::optional<std::string> find_aws_region(const std::string& bucket, const std::string& region,
+                                           std::string_view host) {
+  if (!strip_suffix(host, fmt::format(".{}", aws_dns_suffix(region)))) return std::nullopt;
+  if (host.starts_with(bucket + '.')) host.remove_prefix(bucket.size() + 1);
+  if (host == "s3") return region;
+  for (const std::string_view prefix : {"s3.dualstack.", "s3.", "s3-"}) {
+    if (!host.starts_with(prefix)) continue;
+    const std::string_view named = host.substr(prefix.size());
+    return is_aws_region(named) ? std::optional<std::string>(named) : std::nullopt;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::string_view aws_dns_suffix(std::string_view region) {
@@ -154,6 +181,24 @@ S3Site make_s3_site(const std::optional<Endpoint>& endpoint, Addressing addressi
   site.host = bucket + '.' + site.host;
   site.list_path = site.path + '/';
   return site;
+}
+
+std::optional<std::string> find_own_region(const std::optional<Endpoint>& endpoint,
+                                           const std::string& bucket, const std::string& region,
+                                           const Url& url) {
+  if (!endpoint) {
+    if (url.scheme != "https" || url.authority() != url.host) return std::nullopt;
+    return find_aws_region(bucket, region, url.host);
+  }
+  // What is safe may go on to what is safer.
+  if (url.scheme != endpoint->scheme && url.scheme != "https") return std::nullopt;
+  std::string_view host = endpoint->host;
+  const std::string_view port = find_port(host);
+  if (!port.empty()) host.remove_suffix(port.size() + 1);
+  const std::string authority = url.authority();
+  if (find_port(authority) != port) return std::nullopt;
+  const bool is_below = !is_address(host) && url.host.ends_with(fmt::format(".{}", host));
+  return url.host == host || is_below ? std::optional(region) : std::nullopt;
 }
 
 }  // namespace torchnpy

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "transport/client.h"
+#include "transport/url.h"
 
 namespace torchnpy {
 
@@ -44,5 +45,12 @@ struct S3Site {
 // Without `endpoint`: AWS in `region`. Throws ArgumentError.
 S3Site make_s3_site(const std::optional<Endpoint>& endpoint, Addressing addressing,
                     const std::string& bucket, const std::string& region);
+
+// A redirect of a request for the bucket, which is in `region`, led to `url`. The region to sign
+// for there: the one that the host names, else `region`. Empty when the host is not surely the
+// store's: it must not see a signature.
+std::optional<std::string> find_own_region(const std::optional<Endpoint>& endpoint,
+                                           const std::string& bucket, const std::string& region,
+                                           const Url& url);
 
 }  // namespace torchnpy

@@ -78,6 +78,11 @@ std::string_view effective_port(const Url& url) {
 
 }  // namespace
 
+std::string Url::authority() const {
+  const bool has_port = effective_port(*this) != (scheme == "https" ? "443" : "80");
+  return host + (has_port ? ":" : "") + (has_port ? port : "");
+}
+
 std::string Url::request() const {
   return scheme + "://" + host + (port.empty() ? "" : ":") + port + path + query;
 }

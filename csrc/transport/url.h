@@ -14,6 +14,8 @@ struct Url {
   std::string path;      // begins with a slash
   std::string query;     // begins with "?"; "" when there is none
 
+  // The host, and the port where it is not the scheme's own: the Host header.
+  std::string authority() const;
   // With the query, without the userinfo.
   std::string request() const;
   // For messages: neither query nor userinfo.

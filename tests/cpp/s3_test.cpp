@@ -7,6 +7,7 @@
 
 #include "aws_environment.h"
 #include "base/error.h"
+#include "transport/s3_site.h"
 
 namespace torchnpy {
 namespace {
@@ -80,6 +81,65 @@ TEST_F(S3Test, EndpointsLoseThePortThatTheHostHeaderLeavesOut) {
   account_ = nullptr;
   options_.endpoint = "http://host:443";
   EXPECT_EQ(url("s3://b/k"), "http://host:443/b/k");
+}
+
+TEST(FindOwnRegion, KnowsTheHostsOfAStoreFromThoseOfItsCustomers) {
+  struct Row {
+    const char* endpoint;  // "" for AWS
+    const char* url;
+    const char* region;  // "" where it is not the store's
+  };
+  const Row rows[] = {
+      {"", "https://b.s3.us-east-1.amazonaws.com/k", "us-east-1"},
+      {"", "https://b.s3.amazonaws.com/k", "eu-west-1"},
+      {"", "https://b.s3-us-west-2.amazonaws.com:443/k", "us-west-2"},
+      {"", "https://s3.dualstack.us-gov-west-1.amazonaws.com/b/k", "us-gov-west-1"},
+      {"", "http://b.s3.us-east-1.amazonaws.com/k", ""},
+      {"", "https://b.s3.us-east-1.amazonaws.com:8443/k", ""},
+      {"", "https://other.s3.us-east-1.amazonaws.com/k", ""},
+      {"", "https://b.b.s3.us-east-1.amazonaws.com/k", ""},
+      {"", "https://ec2-1-2-3-4.compute-1.amazonaws.com/k", ""},
+      {"", "https://s3.compute-1.amazonaws.com/k", ""},
+      {"", "https://b.s3-website-eu-west-1.amazonaws.com/k", ""},
+      {"", "https://b.s3-accelerate.amazonaws.com/k", ""},
+      {"", "https://s3.eu-west-1.amazonaws.com.evil.example/k", ""},
+      {"", "https://s3.eu-west-1.evilamazonaws.com/k", ""},
+      {"", "https://s3.cn-north-1.amazonaws.com.cn/k", ""},
+      {"http://store:9000", "http://store:9000/x", "eu-west-1"},
+      {"http://store:9000", "http://n1.store:9000/x", "eu-west-1"},
+      {"http://store:9000", "https://b.store:9000/x", "eu-west-1"},
+      {"http://store", "https://b.store/x", "eu-west-1"},
+      {"https://store", "http://store/x", ""},
+      {"http://store:9000", "http://store:9001/x", ""},
+      {"http://store:9000", "http://store/x", ""},
+      {"http://store", "http://evilstore/x", ""},
+      {"http://10.0.0.1", "http://1.10.0.0.1/x", ""},
+      {"http://[::1]:9000", "http://[::1]:9000/x", "eu-west-1"},
+  };
+  for (const Row& row : rows) {
+    const auto endpoint =
+        *row.endpoint == 0 ? std::nullopt : std::optional(parse_endpoint(row.endpoint, "endpoint"));
+    EXPECT_EQ(find_own_region(endpoint, "b", "eu-west-1", parse_url(row.url)).value_or(""),
+              row.region)
+        << row.endpoint << " " << row.url;
+  }
+}
+
+TEST_F(S3Test, ARedirectWithinTheStoreIsSignedForItsHost) {
+  const auto made =
+      object("s3://b/a b")
+          ->make_request_at(parse_url("https://b.s3-eu-west-1.amazonaws.com/a%20b?x-id=G%2f&a"),
+                            {{"Range", "bytes=0-1"}});
+  ASSERT_TRUE(made);
+  EXPECT_EQ(made->url, "https://b.s3-eu-west-1.amazonaws.com/a%20b?a=&x-id=G%2F");
+  EXPECT_NE(value(*made, "authorization").find("/eu-west-1/s3/"), std::string::npos);
+  EXPECT_EQ(value(*made, "Range"), "bytes=0-1");
+}
+
+TEST_F(S3Test, ARedirectThatIsPresignedIsNotSignedTwice) {
+  EXPECT_FALSE(
+      object("s3://b/k")
+          ->make_request_at(parse_url("https://b.s3.amazonaws.com/k?X-Amz-Signature=0"), {}));
 }
 
 TEST_F(S3Test, VirtualHostsOfAnAddressAreRefused) {
