@@ -47,6 +47,7 @@ class HttpRead final : public Job {
   bool accept_part();
   bool accept_whole();
   void check_encoding() const;
+  std::optional<uint64_t> content_length() const;
   bool deliver(ByteView bytes);
 
   std::optional<double> end_data(const ExchangeEnd& end);
@@ -96,7 +97,8 @@ class HttpRead final : public Job {
   bool follows_ = false;  // another read's
   bool ranged_ = false;
   bool conditional_ = false;
-  std::string condition_;  // the tag in If-Match
+  std::string condition_;    // the tag in If-Match
+  size_t heads_nbytes_ = 0;  // of interim answers, the head and trailers
   std::string head_text_;
   HttpHead head_;  // views into head_text_
   bool head_complete_ = false;
