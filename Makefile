@@ -13,11 +13,11 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py
+SOAK_SECONDS ?= 60
 # For each fuzz target.
 FUZZ_SECONDS ?= 600
 FUZZ_CLANG ?= $(shell for v in 16 17 18 19 20; do \
   command -v clang++-$$v >/dev/null && echo $$v && exit; done; echo 16)
-SOAK_SECONDS ?= 60
 # Files beginning with _ are not benchmarks but what they share.
 BENCHMARKS ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
@@ -27,15 +27,15 @@ CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan fuzz soak bench clean
+.PHONY: help demo test lint asan tsan soak fuzz bench clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
 	@echo "make lint   clang-format, ruff, mypy"
 	@echo "make asan   C++ tests under AddressSanitizer and UBSan, lifetimes with torch under ASan"
 	@echo "make tsan   C++ tests under ThreadSanitizer"
+	@echo "make soak   loads for SOAK_SECONDS (60) while faults hit a tenth of the requests"
 	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
-	@echo "make soak   loads under faults for SOAK_SECONDS (60), 20 000 at least"
 	@echo "make bench  the measurements against other libraries"
 	@echo "make clean  removes what was built; .venv stays"
 
@@ -64,6 +64,9 @@ tsan: compile-tsan
 	@fixed=; if setarch -R true 2>/dev/null; then fixed="setarch -R"; fi; \
 	$$fixed build/tsan/npy_core_test --gtest_brief=1
 
+soak: compile packages-test
+	@.venv/bin/python tests/soak.py $(SOAK_SECONDS)
+
 fuzz: compile-fuzz
 	@for source in tests/fuzz/*.cpp; do \
 	  target=$$(basename $$source .cpp); corpus=build/fuzz/corpus/$$target; seeds=tests/fuzz/corpus/$$target; \
@@ -76,9 +79,6 @@ fuzz: compile-fuzz
 	  fi; \
 	  tail -n 1 build/fuzz/$$target.log; \
 	done
-
-soak: compile packages-test
-	@.venv/bin/python tests/soak.py --seconds $(SOAK_SECONDS)
 
 bench: compile packages-bench
 	@tools/system bench

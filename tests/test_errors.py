@@ -181,7 +181,6 @@ def test_a_timeout_keeps_its_type_out_of_an_op_and_a_worker(
     "options",
     [
         {"addressing": "sideways"},
-        {"credentials": "none"},
         {"max_in_flight": 0},
         {"io_threads": 0},
         {"part_nbytes": 0},
@@ -198,6 +197,12 @@ def test_a_wrong_option_raises_at_once_with_its_name_and_value(options: dict[str
     with pytest.raises(ValueError, match=name) as caught:
         tnp.Client(**options)
     assert str(value) in str(caught.value)
+
+
+def test_wrong_credentials_are_named_but_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"credentials: expected 'auto'.* but found str") as caught:
+        tnp.Client(credentials="s3cret")  # type: ignore[arg-type]
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("endpoint", ["no url", "ftp://x", "http://", "http://user:secret@x"])

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <string_view>
@@ -31,6 +32,15 @@ bool is_interruption(const std::exception_ptr& error) {
 }
 
 }  // namespace
+
+// RFC 9110, 8.8.3. Another byte could end the line in our next request.
+bool Version::has_strong_etag() const {
+  return etag.size() >= 2 && etag.front() == '"' && etag.back() == '"' &&
+         std::all_of(etag.begin() + 1, etag.end() - 1, [](char c) {
+           const auto byte = static_cast<unsigned char>(c);
+           return byte > ' ' && byte != '"' && byte != 0x7F;
+         });
+}
 
 bool Version::matches(const VersionSeen& seen) const {
   if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;

@@ -131,6 +131,7 @@ Headers HttpRead::prepare() {
   const std::shared_ptr<const Version> pinned = version_ ? version_ : source_->version();
   if (pinned && pinned->nbytes && *pinned->nbytes > position_) clamp_to(*pinned->nbytes);
   head_text_.clear();
+  heads_nbytes_ = 0;
   head_complete_ = body_began_ = false;
   answer_ = Answer::kNone;
   skip_nbytes_ = body_nbytes_ = 0;
@@ -213,15 +214,17 @@ bool HttpRead::follow(const Job& leader) {
 void HttpRead::slow() { hedge_->begin_second(); }
 
 bool HttpRead::head(std::string_view line) {
+  // All lines count: interim answers and trailers could go on for ever.
+  heads_nbytes_ += line.size();
+  if (heads_nbytes_ > kMaxHeadNbytes) {
+    fail(fmt::format("expected a head of at most {} bytes but found more", kMaxHeadNbytes));
+  }
   if (body_began_) return true;  // a trailer
   if (line.starts_with("HTTP/")) {
     head_text_.clear();
     head_complete_ = false;
   }
   if (head_complete_) return true;
-  if (line.size() > kMaxHeadNbytes - head_text_.size()) {
-    fail(fmt::format("expected a head of at most {} bytes but found more", kMaxHeadNbytes));
-  }
   head_text_ += line;
   if (line != "\r\n" && line != "\n") return true;
   head_complete_ = true;
@@ -279,6 +282,17 @@ void HttpRead::check_encoding() const {
                   clean(encoding)));
 }
 
+// Empty when the answer has none. One that is no number is none to guess at: without a length a
+// body that is cut short looks whole.
+std::optional<uint64_t> HttpRead::content_length() const {
+  if (head_.content_length.empty()) return std::nullopt;
+  const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  if (!length) {
+    fail(fmt::format("expected a Content-Length but found \"{}\"", clean(head_.content_length)));
+  }
+  return length;
+}
+
 // 206.
 bool HttpRead::accept_part() {
   const std::optional<ContentRange> range = parse_content_range(head_.content_range);
@@ -301,7 +315,7 @@ bool HttpRead::accept_part() {
     fail(fmt::format("expected a Content-Range for {} but found \"{}\"", asked,
                      clean(head_.content_range)));
   }
-  const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  const std::optional<uint64_t> length = content_length();
   if (length && *length != nbytes) {
     fail(fmt::format("expected a Content-Length of {} bytes but found {}", nbytes, *length));
   }
@@ -311,7 +325,7 @@ bool HttpRead::accept_part() {
 
 // 200: the whole object, asked for or not.
 bool HttpRead::accept_whole() {
-  const std::optional<uint64_t> length = parse_decimal(head_.content_length);
+  const std::optional<uint64_t> length = content_length();
   const bool was_suffix = suffix_;
   if (!accept_version(length)) return false;
   check_encoding();

@@ -50,6 +50,7 @@ class HttpRead final : public Job {
   bool accept_whole();
   bool accept_unchanged();
   void check_encoding() const;
+  std::optional<uint64_t> content_length() const;
   bool deliver(ByteView bytes);
 
   std::optional<double> end_data(const ExchangeEnd& end);
@@ -102,6 +103,7 @@ class HttpRead final : public Job {
   bool conditional_ = false;
   std::string condition_;                   // the tag in If-Match
   std::shared_ptr<const Version> offered_;  // that is asked for no more (HttpSource::offer)
+  size_t heads_nbytes_ = 0;                 // of interim answers, the head and trailers
   std::string head_text_;
   HttpHead head_;  // views into head_text_
   bool head_complete_ = false;

@@ -34,7 +34,7 @@ struct Version {
   // False where both say something and it differs.
   bool matches(const VersionSeen& seen) const;
   // A weak tag in If-Match never matches (RFC 9110, 13.1.1).
-  bool has_strong_etag() const { return etag.starts_with('"'); }
+  bool has_strong_etag() const;
 };
 
 // A TransportError that does not say which object it is about, with the object's name; another

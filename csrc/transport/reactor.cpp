@@ -1,6 +1,7 @@
 #include "transport/reactor.h"
 
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -8,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <system_error>
@@ -47,12 +49,15 @@ void close_inherited_sockets() {
 // Registered when the library is loaded, as in fork.cpp.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, close_inherited_sockets);
 
-curl_socket_t open_socket(void*, curlsocktype, curl_sockaddr* address) {
+// `opened`: a vector of int, of the sockets of one exchange.
+curl_socket_t open_socket(void* opened, curlsocktype, curl_sockaddr* address) {
   const std::lock_guard lock(process_mutex());
   const int descriptor =
       socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-  if (descriptor >= 0) open_sockets->insert_or_assign(descriptor, inode_of(descriptor));
-  return descriptor < 0 ? CURL_SOCKET_BAD : descriptor;
+  if (descriptor < 0) return CURL_SOCKET_BAD;
+  open_sockets->insert_or_assign(descriptor, inode_of(descriptor));
+  static_cast<std::vector<int>*>(opened)->push_back(descriptor);
+  return descriptor;
 }
 
 int close_socket(void*, curl_socket_t descriptor) {
@@ -73,6 +78,16 @@ std::exception_ptr interrupted() {
   return std::make_exception_ptr(InterruptedError("interrupted: the read was cancelled"));
 }
 
+int local_port_of(int descriptor) {
+  sockaddr_storage address{};
+  socklen_t length = sizeof address;
+  if (getsockname(descriptor, reinterpret_cast<sockaddr*>(&address), &length) != 0) return -1;
+  if (address.ss_family == AF_INET) {
+    return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
+  }
+  return ntohs(reinterpret_cast<const sockaddr_in6&>(address).sin6_port);
+}
+
 Fault classify(CURLcode code, std::string_view detail) {
   switch (code) {
     case CURLE_OK: return Fault::kNone;
@@ -84,7 +99,8 @@ Fault classify(CURLcode code, std::string_view detail) {
     case CURLE_SSL_CONNECT_ERROR:
       // libcurl has one code for a handshake that fails and for a connection that breaks in it.
       return detail.find("reset") != std::string_view::npos ||
-                     detail.find("SSL_ERROR_SYSCALL") != std::string_view::npos
+                     detail.find("SSL_ERROR_SYSCALL") != std::string_view::npos ||
+                     detail.find("unexpected eof") != std::string_view::npos
                  ? Fault::kReset
                  : Fault::kTls;
     case CURLE_PEER_FAILED_VERIFICATION:
@@ -96,6 +112,8 @@ Fault classify(CURLcode code, std::string_view detail) {
     case CURLE_USE_SSL_FAILED: return Fault::kTls;
     case CURLE_RECV_ERROR:
     case CURLE_SEND_ERROR:
+    case CURLE_HTTP2:
+    case CURLE_HTTP2_STREAM:
     case CURLE_GOT_NOTHING: return Fault::kReset;
     case CURLE_PARTIAL_FILE: return Fault::kShortBody;
     case CURLE_URL_MALFORMAT:
@@ -327,6 +345,7 @@ void Reactor::apply_settings(Slot& slot) {
   set(CURLOPT_PREREQFUNCTION, &Reactor::on_sent);
   set(CURLOPT_PREREQDATA, &slot);
   set(CURLOPT_OPENSOCKETFUNCTION, &open_socket);
+  set(CURLOPT_OPENSOCKETDATA, &slot.opened_sockets);
   set(CURLOPT_CLOSESOCKETFUNCTION, &close_socket);
   set(CURLOPT_NOSIGNAL, 1L);
   set(CURLOPT_QUICK_EXIT, 1L);  // or cancelling waits for a name server that never answers
@@ -379,6 +398,7 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   }
   const std::string& proxy =
       request.url.starts_with("https:") ? slot.settings->https_proxy : slot.settings->http_proxy;
+  slot.over_tls = request.url.starts_with("https:") || proxy.starts_with("https:");
   if (std::exchange(slot.proxy, &proxy) != &proxy) {
     curl_easy_setopt(slot.easy, CURLOPT_PROXY, proxy.c_str());  // "" also hides the environment
   }
@@ -411,7 +431,8 @@ void Reactor::begin_exchange(Slot& slot) {
   }
   if (error) return end_job(slot, std::move(error));
   slot.detail[0] = '\0';
-  slot.sent = slot.answered = false;
+  slot.sent = slot.answered = slot.spoiled = false;
+  slot.opened_sockets.clear();
   slot.stopped = false;
   slot.thrown = nullptr;
   slot.last_progress = now_;
@@ -422,13 +443,34 @@ void Reactor::begin_exchange(Slot& slot) {
   }
 }
 
+Fault Reactor::classify_end(const Slot& slot, CURLcode code, std::string_view detail) {
+  if (slot.spoiled) return Fault::kReset;
+  if (code == CURLE_UNSUPPORTED_PROTOCOL && slot.sent) {
+    // What came is no HTTP: a server that speaks something else, or, on a connection that has
+    // served before, what is left of an earlier answer.
+    long connections = 0;
+    curl_easy_getinfo(slot.easy, CURLINFO_NUM_CONNECTS, &connections);
+    return connections == 0 ? Fault::kReset : Fault::kOther;
+  }
+  long tunnel_status = 0;
+  curl_easy_getinfo(slot.easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
+  // libcurl has no code of its own for a proxy that refuses; of these it will not think better.
+  if (code == CURLE_RECV_ERROR && !slot.sent && tunnel_status / 100 == 4 && tunnel_status != 408 &&
+      tunnel_status != 429) {
+    return Fault::kOther;
+  }
+  return classify(code, detail);
+}
+
 void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   curl_multi_remove_handle(multi_, slot.easy);
   ExchangeEnd end;
   end.stopped = slot.stopped;
   if (fault == Fault::kNone && !slot.stopped && code != CURLE_OK) {
-    end.detail = slot.detail[0] != '\0' ? slot.detail : curl_easy_strerror(code);
-    fault = classify(code, end.detail);
+    end.detail = slot.spoiled             ? "an answer came before the request"
+                 : slot.detail[0] != '\0' ? slot.detail
+                                          : curl_easy_strerror(code);
+    fault = classify_end(slot, code, end.detail);
   }
   end.fault = fault;
   long connections = 0;
@@ -561,11 +603,28 @@ size_t Reactor::on_body(char* data, size_t size, size_t count, void* context) {
   return nbytes == 0 || guard(slot, [&](Job& job) { return job.body(bytes); }) ? nbytes : 0;
 }
 
-int Reactor::on_sent(void* context, char*, char*, int, int) {
+// Whether the plain connection that the request is about to go over holds bytes already. They
+// answer nothing that is asked now, but libcurl 7.88 takes them for the answer.
+bool Reactor::has_early_answer(const Slot& slot, const char* host, int port, int local_port) {
+  // One local port may serve connections to several hosts.
+  const uint64_t connection =
+      std::hash<std::string_view>()(host) ^
+      (static_cast<uint64_t>(port) << 16 | static_cast<uint64_t>(local_port));
+  for (const int descriptor : slot.opened_sockets) {
+    if (local_port_of(descriptor) == local_port) sockets_[connection] = descriptor;
+  }
+  if (slot.over_tls || !slot.opened_sockets.empty()) return false;
+  const auto found = sockets_.find(connection);
+  char byte = 0;
+  return found != sockets_.end() && recv(found->second, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+int Reactor::on_sent(void* context, char* host, char*, int port, int local_port) {
   Slot& slot = *static_cast<Slot*>(context);
   slot.sent = true;
   slot.last_progress = slot.reactor->now_;
-  return CURL_PREREQFUNC_OK;
+  slot.spoiled = slot.reactor->has_early_answer(slot, host, port, local_port);
+  return slot.spoiled ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK;
 }
 
 }  // namespace torchnpy

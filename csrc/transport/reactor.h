@@ -5,10 +5,13 @@
 #include <curl/curl.h>
 
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "transport/engine.h"
@@ -47,8 +50,11 @@ class Reactor {
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};
-    bool sent = false;      // else still connecting, which libcurl times
-    bool answered = false;  // a byte of an answer has come
+    bool sent = false;                // else still connecting, which libcurl times
+    std::vector<int> opened_sockets;  // by this exchange
+    bool over_tls = false;            // the bytes on the socket are not the server's own
+    bool spoiled = false;             // the connection held an answer that nobody had asked for
+    bool answered = false;            // a byte of an answer has come
     Job::Clock::time_point last_progress;
     std::exception_ptr thrown;
     bool stopped = false;
@@ -72,6 +78,7 @@ class Reactor {
   void apply_settings(Slot& slot);
   void apply_request(Slot& slot, const HttpRequest& request);
   void begin_exchange(Slot& slot);
+  static Fault classify_end(const Slot& slot, CURLcode code, std::string_view detail);
   void conclude(Slot& slot, CURLcode code, Fault fault);
   void end_job(Slot& slot, std::exception_ptr error);
   void take_followers(Slot& slot);
@@ -83,6 +90,7 @@ class Reactor {
   static bool guard(Slot& slot, Call call);
   static size_t on_head(char* data, size_t size, size_t count, void* context);
   static size_t on_body(char* data, size_t size, size_t count, void* context);
+  bool has_early_answer(const Slot& slot, const char* host, int port, int local_port);
   static int on_sent(void* context, char*, char*, int, int);
 
   Engine& engine_;
@@ -98,6 +106,8 @@ class Reactor {
   Job::Clock::time_point now_;
   Job::Clock::time_point next_check_ = Job::Clock::time_point::max();  // of stalls and deadlines
   long max_connections_ = 0;
+  // Of connections that have served, also of some that are closed: those are not met again.
+  std::unordered_map<uint64_t, int> sockets_;
   bool stopping_ = false;
 };
 

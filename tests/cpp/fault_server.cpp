@@ -64,8 +64,9 @@ SSL_CTX* make_tls(std::string* path) {
 
 }  // namespace
 
-FaultServer::FaultServer(std::string object, std::vector<Step> steps, bool tls)
-    : object_(std::move(object)), steps_(std::move(steps)) {
+FaultServer::FaultServer(std::string object, std::vector<Step> steps, bool tls,
+                         std::string greeting)
+    : object_(std::move(object)), steps_(std::move(steps)), greeting_(std::move(greeting)) {
   signal(SIGPIPE, SIG_IGN);
   if (tls) tls_ = make_tls(&ca_bundle_);
   listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -142,6 +143,7 @@ void FaultServer::serve(Connection& connection) {
     SSL_set_fd(connection.tls, connection.socket);
     if (SSL_accept(connection.tls) != 1) return reset(connection);
   }
+  if (!send(connection, greeting_)) return;
   std::string received;
   while (!stopping_) {
     const size_t end = received.find("\r\n\r\n");
@@ -174,13 +176,9 @@ Step FaultServer::take_step(const Request& request) {
   return step;
 }
 
-// False when the connection is over.
-bool FaultServer::answer(Connection& connection, const Request& request, const Step& step) {
-  for (int waited_ms = 0; waited_ms < step.delay_ms && !stopping_; ++waited_ms) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  if (step.reset_at == SIZE_MAX) return reset(connection), false;
-  if (step.close_at == SIZE_MAX) return false;
+std::pair<std::string, std::string> FaultServer::make_answer(const Request& request,
+                                                             const Step& step) {
+  if (!step.raw.empty() || !step.endless.empty()) return {step.raw, ""};
   const std::string& object = step.object;
   const size_t total = object.size();
   std::string status = step.status;
@@ -216,19 +214,40 @@ bool FaultServer::answer(Connection& connection, const Request& request, const S
     if (is_ranged && content_range != "-") headers += "Content-Range: " + content_range + "\r\n";
     if (!step.etag.empty()) headers += "ETag: " + step.etag + "\r\n";
   }
-  body.append(step.extra_nbytes, '\0');
-  std::string head = "HTTP/1.1 " + status + "\r\n" + headers;
+  std::string head = step.version + ' ' + status + "\r\n" + headers;
   if (step.chunked) {
+    body.append(step.extra_nbytes, '\0');
     head += "Transfer-Encoding: chunked\r\n";
     body = body.empty() ? "0\r\n\r\n" : fmt::format("{:x}\r\n{}\r\n0\r\n\r\n", body.size(), body);
-  } else {
+  } else if (!step.no_length) {
     head += fmt::format("Content-Length: {}\r\n", step.claim_nbytes.value_or(body.size()));
+    body.append(step.extra_nbytes, '\0');
   }
-  if (!send(connection, head + "\r\n")) return false;
+  return {head + "\r\n", body};
+}
+
+// False when the connection is over.
+bool FaultServer::answer(Connection& connection, const Request& request, const Step& step) {
+  for (int waited_ms = 0; waited_ms < step.delay_ms && !stopping_; ++waited_ms) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (step.reset_at == SIZE_MAX) return reset(connection), false;
+  if (step.close_at == SIZE_MAX) return false;
+  const auto [head, body] = make_answer(request, step);
+  const bool has_head = step.stall_at != SIZE_MAX;
+  const size_t head_nbytes = has_head ? step.head_nbytes.value_or(head.size()) : 0;
+  if (!send(connection, head.substr(0, head_nbytes), step.pause)) return false;
   const std::optional<size_t> cut = step.reset_at   ? step.reset_at
                                     : step.close_at ? step.close_at
                                                     : step.stall_at;
-  if (!send(connection, body.substr(0, cut.value_or(body.size())))) return false;
+  const size_t body_nbytes = head_nbytes < head.size() ? 0 : cut.value_or(body.size());
+  if (!send(connection, body.substr(0, body_nbytes), step.pause)) return false;
+  while (!step.endless.empty() && send(connection, step.endless)) {
+  }
+  if (!step.late.empty()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    if (!send(connection, step.late)) return false;
+  }
   if (step.reset_at) {
     // Else the client's kernel drops what it has received when the RST arrives.
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -237,13 +256,16 @@ bool FaultServer::answer(Connection& connection, const Request& request, const S
   std::string ignored;
   while (step.stall_at && receive(connection, &ignored)) {
   }
-  return !cut;
+  return !cut && step.version == "HTTP/1.1" && !step.no_length && !step.close_after;
 }
 
-bool FaultServer::send(Connection& connection, const std::string& bytes) {
+bool FaultServer::send(Connection& connection, const std::string& bytes,
+                       std::chrono::milliseconds pause) {
+  const size_t step = pause.count() == 0 ? bytes.size() : 1;
   for (size_t sent = 0; sent < bytes.size();) {
+    std::this_thread::sleep_for(pause);
     const char* const data = bytes.data() + sent;
-    const size_t left = bytes.size() - sent;
+    const size_t left = std::min(step, bytes.size() - sent);
     const auto count = connection.tls != nullptr
                            ? SSL_write(connection.tls, data, static_cast<int>(left))
                            : ::send(connection.socket, data, left, MSG_NOSIGNAL);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <list>
 #include <memory>
@@ -9,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 struct ssl_ctx_st;
@@ -29,6 +31,14 @@ struct Step {
   std::optional<size_t> claim_nbytes{};  // Content-Length, in place of the true one
   size_t extra_nbytes = 0;               // zeros sent after the body
   int delay_ms = 0;                      // before the answer
+  std::string version = "HTTP/1.1";      // with 1.0 the connection closes after the answer
+  bool no_length = false;                // the body ends with the connection
+  std::string raw{};                     // sent in place of all the above, unless empty
+  std::string endless{};                 // then sent again and again until the client goes away
+  std::chrono::milliseconds pause{0};    // before each byte of head and body
+  std::optional<size_t> head_nbytes{};   // so much of the head is sent, and no body
+  std::string late{};                    // sent a moment after the answer
+  bool close_after = false;              // unannounced, after the answer
   // What happens after so many bytes of the body; SIZE_MAX: before the head.
   std::optional<size_t> reset_at{};  // RST
   std::optional<size_t> close_at{};  // FIN
@@ -46,8 +56,10 @@ class FaultServer {
     std::string other;  // the head as it came
   };
 
-  // `steps`: for one request each, in the order of arrival; the last is repeated.
-  explicit FaultServer(std::string object, std::vector<Step> steps = {Step{}}, bool tls = false);
+  // `steps`: for one request each, in the order of arrival; the last is repeated. `greeting`: sent
+  // to each connection before a request is read.
+  explicit FaultServer(std::string object, std::vector<Step> steps = {Step{}}, bool tls = false,
+                       std::string greeting = "");
   ~FaultServer();
   FaultServer(const FaultServer&) = delete;
   FaultServer& operator=(const FaultServer&) = delete;
@@ -73,14 +85,18 @@ class FaultServer {
 
   void accept_connections();
   void serve(Connection& connection);
+  // Of head and body.
+  static std::pair<std::string, std::string> make_answer(const Request& request, const Step& step);
   bool answer(Connection& connection, const Request& request, const Step& step);
-  static bool send(Connection& connection, const std::string& bytes);
+  static bool send(Connection& connection, const std::string& bytes,
+                   std::chrono::milliseconds pause = {});
   static bool receive(Connection& connection, std::string* bytes);
   static void reset(Connection& connection);
   Step take_step(const Request& request);
 
   std::string object_;
   std::vector<Step> steps_;
+  const std::string greeting_;
   ssl_ctx_st* tls_ = nullptr;
   std::string ca_bundle_;
   int listener_ = -1;

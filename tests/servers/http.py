@@ -51,7 +51,8 @@ class Request:
 
 @dataclass
 class Answer:
-    """What is sent. `cut` body bytes go out, then `cut_by` happens: "reset", "close" or "stall"."""
+    """What is sent. `cut` body bytes go out, then `cut_by` happens: "reset", "close" or "stall".
+    Else `endless` follows the body again and again, for as long as the client takes it."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Answer:
     cut: int | None = None
     cut_by: str = "reset"
     send_head: bool = True
+    endless: bytes = b""
 
 
 Fault = Callable[[Request, Answer], Answer]
@@ -219,7 +221,7 @@ class ObjectServer:
             self._changed.notify_all()
             if self._gate:
                 self._changed.wait_for(lambda: self.max_concurrent >= self._gate, timeout=5)
-            fault = self._next_fault(request.path)
+            fault = self._next_fault(request)
         try:
             if self.latency_s:
                 time.sleep(self.latency_s)
@@ -229,13 +231,15 @@ class ObjectServer:
             with self._changed:
                 self._concurrent -= 1
 
-    def _next_fault(self, path: str) -> Fault | None:
-        queue = self._faults.get(path)
-        return queue.popleft() if queue else self._always.get(path)
+    def _next_fault(self, request: Request) -> Fault | None:
+        queue = self._faults.get(request.path)
+        return queue.popleft() if queue else self._always.get(request.path)
 
     def _send(self, connection: socket.socket, request: Request, answer: Answer) -> bool:
         body = b"" if request.method == "HEAD" else answer.body
         headers = {"Content-Length": str(len(answer.body))} | answer.headers
+        if not headers["Content-Length"]:
+            del headers["Content-Length"]  # the body ends with the connection
         head = f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Status')}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
         part = memoryview(body)[: answer.cut]
@@ -244,8 +248,10 @@ class ObjectServer:
                 self.sent_nbytes += len(part)
             connection.sendall(head.encode("latin-1"))
             connection.sendall(part)
+            while answer.endless:
+                connection.sendall(answer.endless)
         if answer.cut is None and answer.send_head:
-            return headers.get("Connection") != "close"
+            return headers.get("Connection") != "close" and "Content-Length" in headers
         if answer.cut_by == "stall":
             self._stall(connection)
         elif answer.cut_by == "reset":
