@@ -1,14 +1,15 @@
-"""S3 servers that differ from AWS as MinIO, Ceph's gateway, R2 and Google's do, where a reader
-meets it: tags, regions, errors, listings."""
+"""S3 servers that differ from AWS as MinIO, Ceph's gateway, R2, Google's and Swift do, where a
+reader meets it: tags, regions, errors, listings."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
 
 from .http import Answer, Request
@@ -33,7 +34,7 @@ class Dialect:
     namespace: str = AWS_NAMESPACE
     declaration: str = DECLARATION
     encodes_keys: bool = True
-    plain_characters: str = "/"  # that an encoded key has as they are
+    encode: Callable[[str], str] = quote  # keys, where that is asked for
     counts_keys: bool = True
     quotes_listed_tags: bool = True
     entry: str = ""  # what else an entry of a listing has
@@ -50,6 +51,7 @@ def _opaque(key: str) -> str:
 DIALECTS = {
     "minio": Dialect(
         tag=multipart_tag,
+        encode=functools.partial(quote_plus, safe="/"),
         names_region=True,
         headers=(("Server", "MinIO"), ("Vary", "Origin"), ("X-Amz-Request-Id", "17C0A1")),
         error="<Error><Code>{code}</Code><Message>{message}</Message><Key>{key}</Key>"
@@ -59,7 +61,7 @@ DIALECTS = {
     ),
     "ceph": Dialect(
         region="default",
-        plain_characters="",
+        encode=functools.partial(quote, safe=""),
         headers=(("x-rgw-object-type", "Normal"), ("x-amz-request-id", "tx00000a")),
         error="<Error><Code>{code}</Code><Message></Message><BucketName>{bucket}</BucketName>"
         "<RequestId>tx00000a-default</RequestId><HostId>10-default-default</HostId></Error>",
@@ -86,6 +88,13 @@ DIALECTS = {
         error="<Error><Code>{code}</Code><Message>{message}</Message>"
         "<Details>No such object: {bucket}/{key}</Details></Error>",
         entry="<Generation>1715151515</Generation><MetaGeneration>1</MetaGeneration>",
+        token=_opaque,
+    ),
+    "swift": Dialect(
+        region="RegionOne",
+        headers=(("X-Trans-Id", "tx00000b"), ("X-Openstack-Request-Id", "tx00000b")),
+        error="<Error><Code>{code}</Code><Message>{message}</Message>"
+        "<RequestId>tx00000b</RequestId></Error>",
         token=_opaque,
     ),
     "unquoted": Dialect(
@@ -151,7 +160,7 @@ class StoreServer(S3Server):
         return Answer(200, {"Content-Type": "application/xml"}, body.encode())
 
     def _entry(self, key: str, body: bytes, is_encoded: bool) -> str:
-        shown = quote(key, safe=self.dialect.plain_characters) if is_encoded else escape(key)
+        shown = self.dialect.encode(key) if is_encoded else escape(key)
         tag = self.dialect.tag(body)
         if not self.dialect.quotes_listed_tags:
             tag = tag.strip('"')
