@@ -32,6 +32,8 @@ S3Url parse_s3_url(std::string_view url);
 // "amazonaws.com", or that of the region's partition.
 std::string_view aws_dns_suffix(std::string_view region);
 
+// Whether it may stand in a host name and in a signature's scope. AWS's are in lower case, others
+// need not be ("RegionOne").
 bool is_region(std::string_view region);
 
 // Where the requests for a bucket go.

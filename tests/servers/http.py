@@ -241,7 +241,8 @@ class ObjectServer:
         if not headers["Content-Length"]:
             del headers["Content-Length"]  # the body ends with the connection
         head = f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, 'Status')}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+        sent = ((name, value) for name, value in headers.items() if value)  # "": left out
+        head += "".join(f"{name}: {value}\r\n" for name, value in sent) + "\r\n"
         part = memoryview(body)[: answer.cut]
         if answer.send_head:
             with self._changed:  # before the client can know that it has them
@@ -329,6 +330,19 @@ def damage(offset: int = -1) -> Fault:
 def whole(server: ObjectServer, **headers: str) -> Fault:
     """200 with all of the object, as servers do that know no ranges."""
     return lambda request, _: Answer(200, dict(headers), server.objects[request.path])
+
+
+def chunked(_: Request, answer: Answer) -> Answer:
+    """The right answer, whose length shows when it ends."""
+    body = b"%x\r\n%b\r\n" % (len(answer.body), answer.body) if answer.body else b""
+    headers = answer.headers | {"Transfer-Encoding": "chunked", "Content-Length": ""}
+    return Answer(answer.status, headers, body + b"0\r\n\r\n")
+
+
+def until_close(_: Request, answer: Answer) -> Answer:
+    """The right answer, whose length shows when the connection ends."""
+    headers = answer.headers | {"Connection": "close", "Content-Length": ""}
+    return Answer(answer.status, headers, answer.body)
 
 
 def refused_url() -> str:

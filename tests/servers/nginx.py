@@ -19,6 +19,7 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
 http {{
+  proxy_cache_path {folder}/cache keys_zone=all:1m;
   log_format protocol '$server_protocol $status';
   access_log {folder}/access.log protocol;
   keepalive_requests {keepalive_requests};
@@ -31,13 +32,14 @@ http {{
     listen 127.0.0.1:{port} {tls};
     {certificate}
     root {folder}/root;
+    {options}
   }}
 }}
 """
 
 
 class Nginx:
-    """Serves the files below ``root``."""
+    """Serves the files below ``root``; ``options`` are directives of its one server."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Nginx:
         *,
         http2: bool = False,
         keepalive_requests: int = 1_000_000,
+        options: str = "",
     ) -> None:
         self._folder = folder
         self.root = folder / "root"
@@ -69,6 +72,7 @@ class Nginx:
                 tls=("ssl" if authority else "") + (" http2" if http2 else ""),
                 certificate=certificate,
                 keepalive_requests=keepalive_requests,
+                options=options,
             )
         )
         self._process = subprocess.Popen(
