@@ -127,7 +127,7 @@ S3Url parse_s3_url(std::string_view url) {
 
 bool is_region(std::string_view region) {
   return !region.empty() && region.size() <= 63 &&
-         std::ranges::all_of(region, [](char c) { return is_lower(c) || is_digit(c) || c == '-'; });
+         std::ranges::all_of(region, [](char c) { return is_alphanumeric(c) || c == '-'; });
 }
 
 S3Site make_s3_site(const std::optional<Endpoint>& endpoint, Addressing addressing,
