@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import textwrap
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,62 +37,6 @@ def test_workers_load_after_the_parent_did(server: ObjectServer, context: str) -
         assert torch.equal(batch[0], torch.from_numpy(ARRAY + 2 * i))
         assert torch.equal(batch[1], torch.from_numpy(ARRAY + 2 * i + 1))
     assert torch.equal(tnp.load(urls[0]), torch.from_numpy(ARRAY))
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 50 worker processes")
-def test_fifty_workers_load_while_the_parent_does(server: ObjectServer) -> None:
-    small = noise(10, 100)
-    urls = [server.put(f"/{i}.npy", npy(small + i)) for i in range(100)]
-    stop = threading.Event()
-    loads: list[bool] = []
-
-    def load_on() -> None:
-        while not stop.is_set():
-            loads.append(np.array_equal(tnp.load_many(urls[:8])[7], small + 7))
-
-    thread = threading.Thread(target=load_on)
-    thread.start()
-    try:  # transfers are in flight at each of the forks
-        loader = DataLoader(NpyDataset(urls), 2, num_workers=50, multiprocessing_context="fork")
-        batches = [batch.numpy() for batch in loader]
-    finally:
-        stop.set()
-        thread.join()
-    assert np.array_equal(np.concatenate(batches), np.stack([small + i for i in range(100)]))
-    assert all(loads)
-
-
-def test_an_iterator_that_is_dropped_ends_its_worker(server: ObjectServer) -> None:
-    urls = [server.put(f"/{i}.npy", npy(ARRAY)) for i in range(8)]
-    for url in urls[2:]:
-        server.always("/" + url.rpartition("/")[2], cut(1000, "stall"))
-    loader = DataLoader(NpyDataset(urls), 2, num_workers=1)
-    batches = iter(loader)
-    assert np.array_equal(next(batches)[0], ARRAY)
-    server.stalled.wait(PROMPT_S)
-    (worker,) = batches._workers
-    del batches  # while the worker waits for bytes; torch gives it five seconds
-    worker.join(PROMPT_S)
-    assert worker.exitcode is not None
-
-
-def test_sixty_four_threads_share_a_client(server: ObjectServer) -> None:
-    arrays = [noise(20 + i, 100) for i in range(64)]
-    urls = [server.put(f"/{i}.npy", npy(array)) for i, array in enumerate(arrays)]
-    client = tnp.Client()
-    right: list[bool] = []
-
-    def work(first: int) -> None:
-        for i in range(first, first + 10):
-            right.append(np.array_equal(tnp.load(urls[i % 64], client=client), arrays[i % 64]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert right == [True] * 640
-    assert client.metrics()["in_flight_max"] <= 64
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
