@@ -85,16 +85,15 @@ bool write_at(int fd, ByteView bytes, uint64_t offset) {
   return true;
 }
 
-// Held for the few instructions that change a header. Nobody waits long for it, also where its
-// owner was stopped.
+// Nobody waits long for it, also where its owner was stopped. Unlocked, not only closed: a child
+// that was forked meanwhile has the open file, and with it the lock, for as long as it lives.
 class FileLock {
  public:
-  explicit FileLock(int fd) : fd_(fd) {
-    constexpr int kAttempts = 100;
-    for (int i = 0; i < kAttempts && !is_held_; ++i) {
-      is_held_ = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
+  explicit FileLock(int fd, int attempts = 100) : fd_(fd) {
+    for (int i = 0; i < attempts && !is_held_; ++i) {
       constexpr timespec kWait{0, 100'000};
-      if (!is_held_) ::nanosleep(&kWait, nullptr);
+      if (i != 0) ::nanosleep(&kWait, nullptr);
+      is_held_ = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
     }
   }
   ~FileLock() {
@@ -377,8 +376,8 @@ void DiskCache::scan_shard(size_t shard, std::vector<Victim>& found) {
 // few, else of a sample.
 void DiskCache::evict(uint64_t most_nbytes) {
   const Descriptor fd = open_file_at(dir_ + "/v1/lock", O_RDWR | O_CREAT);
-  // Who holds it makes room.
-  if (!fd || ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) return;
+  const FileLock lock(fd.get(), 1);
+  if (!lock.is_held()) return;  // who holds it makes room
   size_t shard = static_cast<size_t>(clock_ns(CLOCK_MONOTONIC) / 1000) % kShards;
   for (size_t scanned = 0; scanned < kShards && used_nbytes() > most_nbytes;) {
     std::vector<Victim> sample;
