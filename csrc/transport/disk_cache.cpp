@@ -343,7 +343,7 @@ bool DiskCache::reserve(const CacheKey& key, uint64_t nbytes) {
   uint64_t used = used_nbytes();
   if (used > max_nbytes_ - nbytes) {
     const uint64_t most = max_nbytes_ - nbytes;
-    evict(most - std::min(most, max_nbytes_ / kSpareShare));
+    evict(most - std::min(most, max_nbytes_ / kSpareShare), path_of(key));
     used = used_nbytes();
     if (used > most) return false;
   }
@@ -373,8 +373,8 @@ void DiskCache::scan_shard(size_t shard, std::vector<Victim>& found) {
 }
 
 // Removes what was used longest ago, until `most_nbytes` are used: of all entries where they are
-// few, else of a sample.
-void DiskCache::evict(uint64_t most_nbytes) {
+// few, else of a sample. Not the entry that the room is for, which would then be written in vain.
+void DiskCache::evict(uint64_t most_nbytes, const std::string& kept_path) {
   const Descriptor fd = open_file_at(dir_ + "/v1/lock", O_RDWR | O_CREAT);
   const FileLock lock(fd.get(), 1);
   if (!lock.is_held()) return;  // who holds it makes room
@@ -390,7 +390,7 @@ void DiskCache::evict(uint64_t most_nbytes) {
     const size_t most = is_all ? sample.size() : (sample.size() + 3) / 4;
     std::ranges::sort(sample, {}, &Victim::used_ns);
     for (size_t i = 0; i < most && used_nbytes() > most_nbytes; ++i) {
-      if (::unlink(sample[i].path.c_str()) != 0) continue;
+      if (sample[i].path == kept_path || ::unlink(sample[i].path.c_str()) != 0) continue;
       usage_.load()->nbytes[sample[i].shard].fetch_sub(sample[i].nbytes, std::memory_order_relaxed);
     }
   }

@@ -300,6 +300,17 @@ TEST_F(DiskCacheTest, KeepsWhatWasUsedLastWithinItsLimit) {
   EXPECT_TRUE(has(*cache, 5, 30'000));
 }
 
+TEST_F(DiskCacheTest, AnEntryDoesNotMakeRoomForItself) {
+  const auto cache = open(120'000);
+  EXPECT_TRUE(fill(*cache, 0, 60'000, 0, 30'000));
+  EXPECT_TRUE(fill(*cache, 1, 60'000));
+  age(0, 100);
+  EXPECT_TRUE(fill(*cache, 0, 60'000, 30'000));
+  EXPECT_TRUE(has(*cache, 0, 60'000));
+  EXPECT_FALSE(has(*cache, 1, 60'000));
+  EXPECT_LE(cache->used_nbytes(), cache->max_nbytes());
+}
+
 TEST_F(DiskCacheTest, AnotherCacheOnTheFolderHasTheSame) {
   const auto one = open();
   const auto other = open();
