@@ -85,16 +85,15 @@ bool write_at(int fd, ByteView bytes, uint64_t offset) {
   return true;
 }
 
-// Held for the few instructions that change a header. Nobody waits long for it, also where its
-// owner was stopped.
+// Nobody waits long for it, also where its owner was stopped. Unlocked, not only closed: a child
+// that was forked meanwhile has the open file, and with it the lock, for as long as it lives.
 class FileLock {
  public:
-  explicit FileLock(int fd) : fd_(fd) {
-    constexpr int kAttempts = 100;
-    for (int i = 0; i < kAttempts && !is_held_; ++i) {
-      is_held_ = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
+  explicit FileLock(int fd, int attempts = 100) : fd_(fd) {
+    for (int i = 0; i < attempts && !is_held_; ++i) {
       constexpr timespec kWait{0, 100'000};
-      if (!is_held_) ::nanosleep(&kWait, nullptr);
+      if (i != 0) ::nanosleep(&kWait, nullptr);
+      is_held_ = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
     }
   }
   ~FileLock() {
@@ -344,7 +343,7 @@ bool DiskCache::reserve(const CacheKey& key, uint64_t nbytes) {
   uint64_t used = used_nbytes();
   if (used > max_nbytes_ - nbytes) {
     const uint64_t most = max_nbytes_ - nbytes;
-    evict(most - std::min(most, max_nbytes_ / kSpareShare));
+    evict(most - std::min(most, max_nbytes_ / kSpareShare), path_of(key));
     used = used_nbytes();
     if (used > most) return false;
   }
@@ -374,11 +373,11 @@ void DiskCache::scan_shard(size_t shard, std::vector<Victim>& found) {
 }
 
 // Removes what was used longest ago, until `most_nbytes` are used: of all entries where they are
-// few, else of a sample.
-void DiskCache::evict(uint64_t most_nbytes) {
+// few, else of a sample. Not the entry that the room is for, which would then be written in vain.
+void DiskCache::evict(uint64_t most_nbytes, const std::string& kept_path) {
   const Descriptor fd = open_file_at(dir_ + "/v1/lock", O_RDWR | O_CREAT);
-  // Who holds it makes room.
-  if (!fd || ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) return;
+  const FileLock lock(fd.get(), 1);
+  if (!lock.is_held()) return;  // who holds it makes room
   size_t shard = static_cast<size_t>(clock_ns(CLOCK_MONOTONIC) / 1000) % kShards;
   for (size_t scanned = 0; scanned < kShards && used_nbytes() > most_nbytes;) {
     std::vector<Victim> sample;
@@ -391,7 +390,7 @@ void DiskCache::evict(uint64_t most_nbytes) {
     const size_t most = is_all ? sample.size() : (sample.size() + 3) / 4;
     std::ranges::sort(sample, {}, &Victim::used_ns);
     for (size_t i = 0; i < most && used_nbytes() > most_nbytes; ++i) {
-      if (::unlink(sample[i].path.c_str()) != 0) continue;
+      if (sample[i].path == kept_path || ::unlink(sample[i].path.c_str()) != 0) continue;
       usage_.load()->nbytes[sample[i].shard].fetch_sub(sample[i].nbytes, std::memory_order_relaxed);
     }
   }

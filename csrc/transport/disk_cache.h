@@ -104,7 +104,7 @@ class DiskCache : public std::enable_shared_from_this<DiskCache> {
                Descriptor& fd);
   bool reserve(const CacheKey& key, uint64_t nbytes);
   void add_usage(const CacheKey& key, int64_t nbytes);
-  void evict(uint64_t most_nbytes);
+  void evict(uint64_t most_nbytes, const std::string& kept_path);
   void scan_shard(size_t shard, std::vector<Victim>& found);
   void remove(const std::string& path, const CacheKey& key);
   void fail(const char* action, int error);
