@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "python/gil.h"
 #include "transport/credentials_parse.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
