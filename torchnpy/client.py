@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -45,6 +46,21 @@ class Cache:
             # Workers may have another working directory.
             path = os.path.abspath(os.path.expanduser(os.fspath(self.dir)))
             object.__setattr__(self, "dir", path)
+
+
+def _call_on_thread(
+    call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+) -> None:
+    """Calls on a daemon thread and hands on what comes of it; the library's own threads use it."""
+
+    def run() -> None:
+        try:
+            found, error = call(), None
+        except BaseException as raised:
+            found, error = None, raised
+        done(found, error)
+
+    threading.Thread(target=run, name="torchnpy-credentials", daemon=True).start()
 
 
 class Client:

@@ -24,6 +24,7 @@
 #include "base/wait.h"
 #include "transport/credentials_parse.h"
 #include "transport/credentials_providers.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -372,6 +373,23 @@ std::vector<Provider> make_credentials_chain(std::shared_ptr<const AwsProfile> p
   chain.push_back(make_container_provider());
   chain.push_back(make_instance_provider());
   return chain;
+}
+
+std::optional<ConfiguredUrl> find_configured_url(const AwsProfile& profile,
+                                                 const std::string& service) {
+  const std::string* const ignored = profile.find("ignore_configured_endpoint_urls");
+  if (lower(read_env("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS").value_or("")) == "true" ||
+      (ignored != nullptr && lower(*ignored) == "true")) {
+    return std::nullopt;
+  }
+  const std::string own_variable = service == "s3" ? "AWS_ENDPOINT_URL_S3" : "AWS_ENDPOINT_URL_STS";
+  for (const std::string& variable : {own_variable, std::string("AWS_ENDPOINT_URL")}) {
+    if (auto url = read_env(variable.c_str())) return ConfiguredUrl{std::move(*url), variable};
+  }
+  const std::string* url = profile.find_in_services(service + ".endpoint_url");
+  if (url == nullptr) url = profile.find("endpoint_url");
+  if (url == nullptr) return std::nullopt;
+  return ConfiguredUrl{*url, fmt::format("endpoint_url of profile \"{}\"", profile.name())};
 }
 
 }  // namespace torchnpy

@@ -106,6 +106,8 @@ class CredentialsCache : public std::enable_shared_from_this<CredentialsCache> {
   // The store refused `refused`. True: there are others by now, or a refresh has begun, and trying
   // again makes sense. False: nothing can give others. Never blocks.
   bool invalidate(const Credentials* refused);
+  // The store refused those that are known, and a refresh runs. Never blocks.
+  bool awaits_others() const noexcept;
 
  private:
   struct Refresh;
@@ -134,6 +136,15 @@ class CredentialsCache : public std::enable_shared_from_this<CredentialsCache> {
 
 // The value of an environment variable; empty when it is unset or "".
 std::optional<std::string> read_env(const char* name);
+
+// The endpoint that the environment or the profile has for a service ("s3", "sts"), unless they say
+// to ignore such; `parameter` says in messages who named it.
+struct ConfiguredUrl {
+  std::string url;
+  std::string parameter;
+};
+std::optional<ConfiguredUrl> find_configured_url(const AwsProfile& profile,
+                                                 const std::string& service);
 
 // The text of a small file with a token, trimmed. `parameter` says in messages who named it. Throws
 // TransportError.

@@ -13,9 +13,11 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/log.h"
 #include "base/wait.h"
 #include "transport/credentials.h"
 #include "transport/credentials_providers.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -44,6 +46,17 @@ bool is_interruption(const std::exception_ptr& error) {
     return true;
   } catch (...) {
     return false;
+  }
+}
+
+std::string format_warning(const std::exception_ptr& error, std::chrono::seconds retry_delay) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    return {};
+  } catch (const std::exception& thrown) {
+    return fmt::format("credentials were not refreshed, which is tried again in {} s: {}",
+                       retry_delay.count(), clean_words(thrown.what()));
   }
 }
 
@@ -133,21 +146,27 @@ void CredentialsCache::run_refresh(const std::shared_ptr<Refresh>& refresh) noex
   constexpr std::chrono::seconds kRetryDelay{10};
   std::shared_ptr<const Credentials> found;
   std::exception_ptr error;
+  std::string warning;
   bool refreshable = false;
   try {
     found = read_chain(&refreshable);
   } catch (...) {
     error = std::current_exception();
+    warning = format_warning(error, kRetryDelay);
   }
+  bool is_silent = false;
   {
     const std::lock_guard lock(process_mutex());
     if (found != nullptr) {
       store(std::move(found), refreshable);
     } else {
       retry_at_ = Clock::now() + kRetryDelay;
+      is_silent = known_ != nullptr;
     }
     if (refresh_ == refresh) refresh_ = nullptr;
   }
+  // While the old ones last nobody is told otherwise.
+  if (is_silent && !warning.empty()) log_warning(std::move(warning));
   const std::lock_guard lock(refresh->mutex);
   refresh->error = std::move(error);
   refresh->done = true;
@@ -197,6 +216,11 @@ bool CredentialsCache::invalidate(const Credentials* refused) {
   }
   if (begun != nullptr) start_refresh_thread(begun);
   return true;
+}
+
+bool CredentialsCache::awaits_others() const noexcept {
+  const std::lock_guard lock(process_mutex());
+  return refused_ && refreshes_now();
 }
 
 std::shared_ptr<const Credentials> CredentialsCache::resolve() {

@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/text.h"
 #include "transport/credentials_parse.h"
 #include "transport/credentials_providers.h"
@@ -48,7 +51,8 @@ class ContainerProvider final : public CredentialsProvider {
     if (std::string token = read_token(); !token.empty()) {
       request.headers.emplace_back("Authorization", std::move(token));
     }
-    const HttpResponse response = ask(request);
+    const HttpResponse response =
+        call_http(request, make_direct_settings(2), description(), {.timeout_s = 2, .attempts = 3});
     if (response.status != 200) {
       const std::string words = parse_json_error(response.body);
       throw TransportError(fmt::format("{}: HTTP {}{}{}{}", description(), response.status,
@@ -72,77 +76,109 @@ class ContainerProvider final : public CredentialsProvider {
     }
     return token;
   }
-
-  HttpResponse ask(const HttpRequest& request) const {
-    constexpr int kAttempts = 3;
-    const auto settings = make_direct_settings(2);
-    for (int attempt = 1;; ++attempt) {
-      try {
-        HttpResponse response = call_http(request, settings, description(), {.timeout_s = 2});
-        if (response.status < 500 || attempt == kAttempts) return response;
-      } catch (const TransportError& error) {
-        if (attempt == kAttempts) throw;
-      }
-    }
-  }
 };
 
 class InstanceProvider final : public CredentialsProvider {
  public:
   std::optional<Credentials> read() override {
-    if (is_disabled()) return std::nullopt;
+    if (is_disabled() || is_known_absent()) return std::nullopt;
     const double timeout_s = read_number("AWS_METADATA_SERVICE_TIMEOUT", 1, 600);
     const auto attempts =
         static_cast<int>(read_number("AWS_METADATA_SERVICE_NUM_ATTEMPTS", 1, 100));
-    const Service service{endpoint(), make_direct_settings(timeout_s), timeout_s, attempts};
-    const auto token = service.ask("PUT", "/latest/api/token",
-                                   {{"x-aws-ec2-metadata-token-ttl-seconds", "21600"}});
-    if (!token || token->find_first_of("\r\n") != std::string::npos) return std::nullopt;
-    const Headers headers{{"x-aws-ec2-metadata-token", *token}};
-    const std::string path = "/latest/meta-data/iam/security-credentials/";
-    const auto roles = service.ask("GET", path, headers);
-    if (!roles) return std::nullopt;
-    const std::string role = roles->substr(0, roles->find_first_of("\r\n"));
-    const auto credentials = service.ask("GET", path + role, headers);
-    if (!credentials) return std::nullopt;
-    // It answers 200 with a Code and a Message when the role cannot be assumed.
-    const std::string problem = parse_json_error(*credentials);
-    if (!problem.empty() && !problem.starts_with("Success")) {
-      throw TransportError(fmt::format("{}: {}", description(), problem), Kind::kDenied);
+    const Service service{endpoint(), make_direct_settings(timeout_s), {timeout_s, attempts}};
+    std::optional<Credentials> found;
+    try {
+      found = ask(service);
+      remember("", false);
+    } catch (const Absent& absent) {
+      remember(absent.reason, absent.is_machine_other);
     }
-    return parse_credentials_json(*credentials, "Token", description());
+    return found;
   }
   std::string description() const override {
-    return is_disabled() ? "EC2's instance metadata (AWS_EC2_METADATA_DISABLED)"
-                         : "EC2's instance metadata";
+    const std::lock_guard lock(process_mutex());
+    const std::string note = is_disabled() ? "AWS_EC2_METADATA_DISABLED" : note_;
+    return fmt::format("{}{}{}{}", kName, note.empty() ? "" : " (", note, note.empty() ? "" : ")");
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr const char* kName = "EC2's instance metadata";
+
+  // Why there are none: most machines are no instances.
+  struct Absent {
+    std::string reason;
+    bool is_machine_other;  // nobody answered
+  };
+
   struct Service {
     std::string endpoint;
     std::shared_ptr<const EngineSettings> settings;
-    double timeout_s;
-    int attempts;
+    CallLimits limits;
 
-    // Empty where there is no such service, or no such thing: most machines are no instances.
-    std::optional<std::string> ask(const char* method, const std::string& path,
-                                   const Headers& headers) const {
+    HttpResponse ask(const char* method, const std::string& path, const Headers& headers) const {
       HttpRequest request;
       request.method = method;
       request.url = endpoint + path;
       request.headers = headers;
-      for (int attempt = 1; attempt <= attempts; ++attempt) {
-        try {
-          HttpResponse response =
-              call_http(request, settings, "EC2's instance metadata", {.timeout_s = timeout_s});
-          if (response.status == 200 && !response.body.empty()) return std::move(response.body);
-          if (response.status < 500) return std::nullopt;
-        } catch (const TransportError&) {  // nobody there, mostly
-        }
+      try {
+        return call_http(request, settings, kName, limits);
+      } catch (const TransportError& error) {
+        std::string_view words = error.what();
+        if (words.starts_with(kName)) words.remove_prefix(std::string_view(kName).size() + 2);
+        throw Absent{std::string(words), true};
       }
-      return std::nullopt;
+    }
+    std::string get(const std::string& path, const Headers& headers) const {
+      HttpResponse response = ask("GET", path, headers);
+      if (response.status == 404) throw Absent{"the instance has no role", false};
+      check(response);
+      return std::move(response.body);
+    }
+    static void check(const HttpResponse& response) {
+      if (response.status == 200 && !response.body.empty()) return;
+      throw Absent{fmt::format("HTTP {}", response.status), false};
     }
   };
+
+  static Credentials ask(const Service& service) {
+    const HttpResponse token = service.ask("PUT", "/latest/api/token",
+                                           {{"x-aws-ec2-metadata-token-ttl-seconds", "21600"}});
+    if (token.status == 403 || token.status == 404 || token.status == 405) {
+      throw Absent{fmt::format("HTTP {} to the PUT for a token: expected IMDSv2, for version 1 is "
+                               "not supported",
+                               token.status),
+                   false};
+    }
+    Service::check(token);
+    if (token.body.find_first_of("\r\n") != std::string::npos) {
+      throw Absent{"its token has line breaks", false};
+    }
+    const Headers headers{{"x-aws-ec2-metadata-token", token.body}};
+    const std::string path = "/latest/meta-data/iam/security-credentials/";
+    const std::string roles = service.get(path, headers);
+    const std::string credentials =
+        service.get(path + roles.substr(0, roles.find_first_of("\r\n")), headers);
+    // It answers 200 with a Code and a Message when the role cannot be assumed.
+    const std::string problem = parse_json_error(credentials);
+    if (!problem.empty() && !problem.starts_with("Success")) {
+      throw TransportError(fmt::format("{}: {}", kName, problem), Kind::kDenied);
+    }
+    return parse_credentials_json(credentials, "Token", kName);
+  }
+
+  // Where it has ever answered, the next one who asks may have more luck.
+  bool is_known_absent() const {
+    const std::lock_guard lock(process_mutex());
+    return !has_answered_ && Clock::now() < absent_until_;
+  }
+  void remember(const std::string& note, bool is_machine_other) {
+    constexpr std::chrono::minutes kAbsence{1};
+    const std::lock_guard lock(process_mutex());
+    note_ = note;
+    if (is_machine_other) absent_until_ = Clock::now() + kAbsence;
+    has_answered_ = has_answered_ || !is_machine_other;
+  }
 
   static bool is_disabled() {
     return lower(read_env("AWS_EC2_METADATA_DISABLED").value_or("")) == "true";
@@ -167,6 +203,11 @@ class InstanceProvider final : public CredentialsProvider {
         lower(read_env("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE").value_or("")) == "ipv6";
     return ipv6 ? "http://[fd00:ec2::254]" : "http://169.254.169.254";
   }
+
+  // Under process_mutex().
+  std::string note_;  // why the last read() found none
+  bool has_answered_ = false;
+  Clock::time_point absent_until_ = Clock::time_point::min();
 };
 
 }  // namespace

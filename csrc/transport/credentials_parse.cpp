@@ -7,7 +7,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "transport/utf8.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -138,11 +138,14 @@ std::vector<std::string> split_words(std::string_view command, std::string_view 
       quote = 0;
     } else if (quote == 0 && (c == '\'' || c == '"')) {
       quote = c;
-    } else if (c == '\\' && quote != '\'' && i + 1 < command.size() &&
-               // Inside double quotes it escapes only these (POSIX, 2.2.3).
-               (quote == 0 ||
-                std::string_view("\"\\$`").find(command[i + 1]) != std::string_view::npos)) {
-      words.back() += command[++i];
+    } else if (c == '\\' && quote != '\'') {
+      if (++i == command.size()) {
+        throw ArgumentError(fmt::format(
+            "{}: expected a character after the backslash at its end but found none", parameter));
+      }
+      const bool escapes = quote == 0 || command[i] == '"' || command[i] == '\\';
+      if (!escapes) words.back() += c;
+      words.back() += command[i];
     } else {
       words.back() += c;
     }
@@ -151,20 +154,6 @@ std::vector<std::string> split_words(std::string_view command, std::string_view 
     throw ArgumentError(fmt::format("{}: expected a closing {} but found none", parameter, quote));
   }
   return words;
-}
-
-std::string clean_words(std::string_view text) {
-  constexpr size_t kMaxNbytes = 300;
-  std::string result;
-  for (const char c : text) {
-    const bool is_control = static_cast<unsigned char>(c) <= ' ' || c == 0x7f;
-    if (is_control && (result.empty() || result.back() == ' ')) continue;
-    result += is_control ? ' ' : c;
-    if (result.size() > kMaxNbytes) break;
-  }
-  result = cut_utf8(result, kMaxNbytes);
-  if (result.ends_with(' ')) result.pop_back();
-  return result;
 }
 
 }  // namespace torchnpy

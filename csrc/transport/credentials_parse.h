@@ -25,11 +25,9 @@ Credentials parse_process_output(std::string_view text, std::string_view source)
 // What a service says of its failure: "Code: Message" of a JSON object; "" when it says nothing.
 std::string parse_json_error(std::string_view text);
 
-// Words as a POSIX shell splits them, quotes and backslashes included, and nothing else of a shell.
-// Throws ArgumentError for a quote that is not closed.
+// Words as Python's shlex.split() makes them: quotes and backslashes, and nothing else of a shell.
+// Inside double quotes a backslash escapes only a double quote and a backslash. Throws
+// ArgumentError for a quote that is not closed and for a backslash at the end.
 std::vector<std::string> split_words(std::string_view command, std::string_view parameter);
-
-// Others' words for a message: one line, at most 300 bytes.
-std::string clean_words(std::string_view text);
 
 }  // namespace torchnpy

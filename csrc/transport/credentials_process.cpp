@@ -15,9 +15,11 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/wait.h"
 #include "transport/credentials_parse.h"
 #include "transport/credentials_providers.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -25,17 +27,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Pipe {
-  Pipe() {
-    if (pipe2(ends.data(), O_CLOEXEC) != 0) {
-      throw TransportError("credential_process: no pipe: " + std::system_category().message(errno));
-    }
-  }
+  Pipe() = default;
   ~Pipe() {
     close_end(0);
     close_end(1);
   }
   Pipe(const Pipe&) = delete;
   Pipe& operator=(const Pipe&) = delete;
+  void open() {
+    if (pipe2(ends.data(), O_CLOEXEC) != 0) {
+      throw TransportError("credential_process: no pipe: " + std::system_category().message(errno));
+    }
+  }
   void close_end(size_t end) {
     if (const int descriptor = std::exchange(ends[end], -1); descriptor >= 0) close(descriptor);
   }
@@ -106,9 +109,16 @@ Output run(const std::vector<std::string>& words) {
   constexpr std::chrono::seconds kLimit{60};
   constexpr size_t kMaxNbytes = 1 << 20;
   Pipe pipes[2];
+  std::optional<Child> child;
+  {
+    // A worker forked in between would keep the written ends, and the output would never end.
+    const NoForkScope no_fork;
+    for (Pipe& pipe : pipes) pipe.open();
+    child.emplace(words, pipes[0], pipes[1]);
+    for (Pipe& pipe : pipes) pipe.close_end(1);
+  }
   Output output;
   std::string* const texts[2] = {&output.out, &output.err};
-  Child child(words, pipes[0], pipes[1]);
   const Clock::time_point deadline = Clock::now() + kLimit;
   const auto check = [&] {
     if (Clock::now() > deadline) {
@@ -118,7 +128,6 @@ Output run(const std::vector<std::string>& words) {
     }
     if (WaitScope::must_stop()) throw InterruptedError("interrupted: credential_process was ended");
   };
-  for (Pipe& pipe : pipes) pipe.close_end(1);
   while (pipes[0].ends[0] >= 0 || pipes[1].ends[0] >= 0) {
     pollfd polled[2] = {{pipes[0].ends[0], POLLIN, 0}, {pipes[1].ends[0], POLLIN, 0}};
     poll(polled, 2, 50);
@@ -136,7 +145,7 @@ Output run(const std::vector<std::string>& words) {
     check();
   }
   std::optional<int> status;
-  while (!(status = child.poll_end())) {
+  while (!(status = child->poll_end())) {
     check();
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }

@@ -15,6 +15,7 @@
 #include "transport/http_call.h"
 #include "transport/s3_site.h"
 #include "transport/sigv4.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -23,13 +24,8 @@ using Kind = TransportError::Kind;
 using Parameters = std::vector<std::pair<std::string, std::string>>;
 
 Endpoint find_endpoint(const AwsProfile& profile, const std::string& region) {
-  for (const char* const variable : {"AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"}) {
-    if (const auto url = read_env(variable)) return parse_endpoint(*url, variable);
-  }
-  const std::string* url = profile.find_in_services("sts.endpoint_url");
-  if (url == nullptr) url = profile.find("endpoint_url");
-  if (url != nullptr) {
-    return parse_endpoint(*url, fmt::format("endpoint_url of profile \"{}\"", profile.name()));
+  if (const auto found = find_configured_url(profile, "sts")) {
+    return parse_endpoint(found->url, found->parameter);
   }
   return {"https", fmt::format("sts.{}.{}", region, aws_dns_suffix(region)), ""};
 }
@@ -88,7 +84,6 @@ Credentials parse_answer(const HttpResponse& response, const std::string& action
 Credentials call_sts(const std::string& action, const Parameters& parameters,
                      const Credentials* signer, const AwsProfile& profile,
                      const CredentialsContext& context, const std::string& name) {
-  constexpr int kAttempts = 3;
   const Endpoint endpoint = find_endpoint(profile, context.region);
   HttpRequest request;
   request.method = "POST";
@@ -100,19 +95,9 @@ Credentials call_sts(const std::string& action, const Parameters& parameters,
   request.headers.emplace_back("content-type", "application/x-www-form-urlencoded");
   const auto settings =
       make_engine_settings(context.options != nullptr ? *context.options : ClientOptions{});
-  for (int attempt = 1;; ++attempt) {
-    HttpRequest signed_request = request;
-    if (signer != nullptr) sign(signed_request, endpoint, *signer, context.region);
-    try {
-      const HttpResponse response =
-          call_http(std::move(signed_request), settings, name, {.timeout_s = 20});
-      if (response.status < 500 || attempt == kAttempts) {
-        return parse_answer(response, action, name);
-      }
-    } catch (const TransportError& error) {
-      if (error.kind() == Kind::kDenied || attempt == kAttempts) throw;
-    }
-  }
+  if (signer != nullptr) sign(request, endpoint, *signer, context.region);
+  return parse_answer(call_http(request, settings, name, {.timeout_s = 20, .attempts = 3}), action,
+                      name);
 }
 
 std::string make_session_name() {

@@ -79,6 +79,9 @@ class Job {
   // The exchange is over. Empty: the job is done. Else it begins again after so many
   // seconds, without waiting for a slot when they are 0. What it throws ends the job.
   virtual std::optional<double> ended(const ExchangeEnd& end) = 0;
+  // Asked when a delay of ended() is over, on the I/O thread: to wait so many seconds more, for
+  // something that is under way elsewhere.
+  virtual std::optional<double> must_wait() noexcept { return std::nullopt; }
   // The job is over, and destroyed after this; `error` when the job did not end by itself. Not
   // preceded by ended() when an exchange was cut off.
   virtual void finish(std::exception_ptr error) noexcept = 0;

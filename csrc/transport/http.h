@@ -68,6 +68,8 @@ class HttpObject {
   }
   // Judges an answer that is neither 2xx nor a redirect that is followed.
   virtual Verdict judge(const HttpResponse& response) = 0;
+  // A request that is made now would be refused, but what it needs is on its way: retries wait.
+  virtual bool must_wait() const noexcept { return false; }
   // Whether requests without a range ask for the store's checksum of the object, and which one a
   // good answer to such a request has.
   virtual bool asks_checksum() const { return false; }

@@ -11,9 +11,12 @@
 #include "base/wait.h"
 #include "transport/engine.h"
 #include "transport/http_head.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 // Where the job leaves its answer; outlives the waiter, who may sleep for ever at the end of the
 // process.
@@ -80,7 +83,6 @@ class CallJob final : public Job {
     throw TransportError(fmt::format("{}: {}", name_, reason), kind);
   }
 
-  // libcurl's own words hold the URL and are not shown.
   void check(const ExchangeEnd& end) const {
     switch (end.fault) {
       case Fault::kNone: return;
@@ -92,7 +94,7 @@ class CallJob final : public Job {
       case Fault::kStall:
       case Fault::kDeadline:
         fail(fmt::format("no answer within {} s", limits_.timeout_s), Kind::kTimeout);
-      case Fault::kTls: fail(fmt::format("TLS failed ({})", end.detail));
+      case Fault::kTls: fail(fmt::format("TLS failed ({})", clean_words(end.detail)));
       case Fault::kBadRequest: fail("the request cannot be sent");
       case Fault::kReset:
       case Fault::kShortBody:
@@ -109,9 +111,7 @@ class CallJob final : public Job {
   HttpResponse response_;
 };
 
-}  // namespace
-
-HttpResponse call_http(HttpRequest request, std::shared_ptr<const EngineSettings> settings,
+HttpResponse call_once(HttpRequest request, std::shared_ptr<const EngineSettings> settings,
                        const std::string& name, const CallLimits& limits) {
   WaitScope scope;
   const auto outcome = std::make_shared<Outcome>();
@@ -125,6 +125,33 @@ HttpResponse call_http(HttpRequest request, std::shared_ptr<const EngineSettings
   }
   if (outcome->error) std::rethrow_exception(outcome->error);
   return std::move(outcome->response);
+}
+
+void pause(double seconds) {
+  WaitScope scope;
+  std::mutex mutex;
+  std::condition_variable never;
+  std::unique_lock lock(mutex);
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  if (scope.wait(lock, never, [&] { return Clock::now() >= end; })) return;
+  throw InterruptedError("interrupted: the request was given up");
+}
+
+}  // namespace
+
+HttpResponse call_http(const HttpRequest& request, std::shared_ptr<const EngineSettings> settings,
+                       const std::string& name, const CallLimits& limits) {
+  double pause_s = 0.1;
+  for (int attempt = 1;; ++attempt) {
+    try {
+      HttpResponse response = call_once(request, settings, name, limits);
+      if (response.status < 500 || attempt >= limits.attempts) return response;
+    } catch (const TransportError&) {
+      if (attempt >= limits.attempts) throw;
+    }
+    pause(pause_s);
+    pause_s *= 2;
+  }
 }
 
 }  // namespace torchnpy

@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "transport/hedged_read.h"
-#include "transport/utf8.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -55,30 +55,6 @@ uint64_t make_share_key(const HttpSource& source, const Range& range) {
 double draw(double low, double high) {
   thread_local std::minstd_rand generator(std::random_device{}());
   return low < high ? std::uniform_real_distribution<double>(low, high)(generator) : low;
-}
-
-// Words of a server or of libcurl for a message: one line, neither a query string nor the
-// userinfo of a URL.
-std::string clean(std::string_view text) {
-  constexpr size_t kMaxNbytes = 300;
-  std::string result;
-  bool in_query = false;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte <= ' ' || byte == 0x7F || c == '"' || c == '\'' || c == '<' || c == ')') {
-      in_query = false;
-    }
-    if (in_query) continue;
-    in_query = c == '?';
-    result += byte < ' ' || byte == 0x7F ? ' ' : c;
-    if (const size_t scheme = result.rfind("://");
-        c == '@' && scheme != std::string::npos &&
-        result.find_first_of(" /", scheme + 3) == std::string::npos) {
-      result.erase(scheme + 3);
-    }
-    if (result.size() > kMaxNbytes) break;
-  }
-  return std::string(cut_utf8(result, kMaxNbytes));
 }
 
 }  // namespace
@@ -166,6 +142,7 @@ HttpRequest HttpRead::make_request(Headers headers) {
 }
 
 HttpRequest HttpRead::begin() {
+  if (attempts_ > 0 && Clock::now() >= deadline) fail_deadline();
   HttpRequest request = make_request(prepare());
   url_ = request.url;
   made_with_ = request.made_with;
@@ -279,7 +256,7 @@ void HttpRead::check_encoding() const {
   fail(
       fmt::format("expected bytes as they are but found Content-Encoding {}; store the object "
                   "without it",
-                  clean(encoding)));
+                  clean_words(encoding)));
 }
 
 // Empty when the answer has none. One that is no number is none to guess at: without a length a
@@ -299,7 +276,7 @@ bool HttpRead::accept_part() {
   if (!ranged_ || !range || !range->satisfied) {
     fail(fmt::format("expected {} but found HTTP 206 with Content-Range \"{}\"",
                      ranged_ ? "a Content-Range for " + format_range() : "the whole object",
-                     clean(head_.content_range)));
+                     clean_words(head_.content_range)));
   }
   const std::string asked = format_range();
   if (!accept_version(range->total)) return false;
@@ -313,7 +290,7 @@ bool HttpRead::accept_part() {
   if (end_ == Range::kToEnd) end_ = range->last + 1;
   if (suffix_ || range->first != position_ || range->last != end_ - 1) {
     fail(fmt::format("expected a Content-Range for {} but found \"{}\"", asked,
-                     clean(head_.content_range)));
+                     clean_words(head_.content_range)));
   }
   const std::optional<uint64_t> length = content_length();
   if (length && *length != nbytes) {
@@ -388,8 +365,7 @@ std::optional<double> HttpRead::conclude(const ExchangeEnd& end) {
   if (end.thrown) std::rethrow_exception(end.thrown);
   if (complete_) return std::nullopt;
   if (end.fault == Fault::kDeadline) {
-    fail(fmt::format("not done within the deadline of {} s", *source_->options().deadline_s),
-         Kind::kTimeout);
+    fail_deadline();
   }
   switch (answer_) {
     case Answer::kData: return end_data(end);
@@ -423,7 +399,7 @@ std::optional<double> HttpRead::end_error() {
   response.body = std::move(error_body_);
   response.made_with = made_with_;
   const Verdict verdict = source_->object().judge(response);
-  const std::string words = clean(verdict.message.empty() ? head_.reason : verdict.message);
+  const std::string words = clean_words(verdict.message.empty() ? head_.reason : verdict.message);
   const std::string reason = fmt::format("HTTP {}{}{}{}", head_.status, words.empty() ? "" : " (",
                                          words, words.empty() ? "" : ")");
   if (verdict.action == Verdict::Action::kRetryNow && immediate_retries_ < kMaxImmediateRetries) {
@@ -455,7 +431,7 @@ std::optional<double> HttpRead::end_unsatisfiable() {
     count_retry(source_->metrics().retries_learnt, "HTTP 416 without a size");
     return 0;
   }
-  fail(fmt::format("HTTP 416 ({}) for {}", clean(head_.reason), format_range()));
+  fail(fmt::format("HTTP 416 ({}) for {}", clean_words(head_.reason), format_range()));
 }
 
 double HttpRead::follow_redirect() {
@@ -468,7 +444,7 @@ double HttpRead::follow_redirect() {
     to = resolve_reference(from, head_.location);
   } catch (const ArgumentError& error) {
     fail(fmt::format("HTTP {} to a Location that cannot be followed ({})", head_.status,
-                     clean(error.what())));
+                     clean_words(error.what())));
   }
   if (from.scheme == "https" && to.scheme != "https") {
     fail(
@@ -496,7 +472,8 @@ double HttpRead::restart() {
 
 double HttpRead::retry_fault(const ExchangeEnd& end) {
   TransportMetrics& metrics = source_->metrics();
-  const std::string detail = end.detail.empty() ? "" : fmt::format(" ({})", clean(end.detail));
+  const std::string detail =
+      end.detail.empty() ? "" : fmt::format(" ({})", clean_words(end.detail));
   switch (end.fault) {
     case Fault::kDns:
       return retry("the host name was not resolved" + detail, Kind::kOther, 0,
@@ -544,6 +521,12 @@ double HttpRead::retry(const std::string& reason, Kind kind, double at_least_s,
   return delay_s;
 }
 
+std::optional<double> HttpRead::must_wait() noexcept {
+  constexpr double kPoll_s = 0.02;
+  const bool is_late = Clock::now() >= deadline || elapsed_s() > source_->options().retry_timeout_s;
+  return !is_late && source_->object().must_wait() ? std::optional(kPoll_s) : std::nullopt;
+}
+
 double HttpRead::elapsed_s() const {
   return std::chrono::duration<double>(Clock::now() - started_).count();
 }
@@ -552,6 +535,11 @@ void HttpRead::fail(const std::string& reason, Kind kind) const {
   throw TransportError(fmt::format("{}: {} after {} attempt{} in {:.2f} s", source_->name(), reason,
                                    attempts_, attempts_ == 1 ? "" : "s", elapsed_s()),
                        kind, head_complete_ ? head_.status : 0);
+}
+
+void HttpRead::fail_deadline() const {
+  fail(fmt::format("not done within the deadline of {} s", *source_->options().deadline_s),
+       Kind::kTimeout);
 }
 
 void HttpRead::finish(std::exception_ptr error) noexcept {

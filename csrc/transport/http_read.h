@@ -32,6 +32,7 @@ class HttpRead final : public Job {
   bool head(std::string_view line) override;
   bool body(ByteView bytes) override;
   std::optional<double> ended(const ExchangeEnd& end) override;
+  std::optional<double> must_wait() noexcept override;
   void finish(std::exception_ptr error) noexcept override;
 
  private:
@@ -65,6 +66,7 @@ class HttpRead final : public Job {
   void count_exchange(const ExchangeEnd& end);
   std::string format_exchange(const ExchangeEnd& end) const;
   std::optional<double> conclude(const ExchangeEnd& end);
+  [[noreturn]] void fail_deadline() const;
   [[noreturn]] void fail(const std::string& reason,
                          TransportError::Kind kind = TransportError::Kind::kOther) const;
   double elapsed_s() const;

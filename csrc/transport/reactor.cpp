@@ -230,6 +230,10 @@ void Reactor::requeue_due_jobs() {
       ++i;
       continue;
     }
+    if (const auto more_s = delayed_[i].job->must_wait()) {
+      delayed_[i].due = now_ + to_duration(*more_s);
+      continue;
+    }
     std::swap(delayed_[i], delayed_.back());
     engine_.requeue(std::move(delayed_.back().job));
     delayed_.pop_back();

@@ -80,6 +80,8 @@ class S3Object : public HttpObject {
     return account_->make_request_at(bucket_, url, adapt(headers));
   }
 
+  bool must_wait() const noexcept override { return account_->awaits_credentials(); }
+
   bool asks_checksum() const override {
     return account_->options().checksums && !key_path_.empty();
   }

@@ -12,27 +12,15 @@
 namespace torchnpy {
 namespace {
 
-bool is_true(const std::optional<std::string>& value) {
-  return value && (*value == "true" || *value == "True" || *value == "TRUE" || *value == "1");
-}
-
 std::optional<std::string> copy_of(const std::string* value) {
   return value != nullptr ? std::optional(*value) : std::nullopt;
 }
 
 std::optional<Endpoint> find_endpoint(const ClientOptions& options, const AwsProfile& profile) {
   if (options.endpoint) return parse_endpoint(*options.endpoint, "endpoint");
-  if (is_true(read_env("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")) ||
-      is_true(copy_of(profile.find("ignore_configured_endpoint_urls")))) {
-    return std::nullopt;
-  }
-  for (const char* const variable : {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}) {
-    if (const auto url = read_env(variable)) return parse_endpoint(*url, variable);
-  }
-  const std::string* url = profile.find_in_services("s3.endpoint_url");
-  if (url == nullptr) url = profile.find("endpoint_url");
-  if (url == nullptr) return std::nullopt;
-  return parse_endpoint(*url, fmt::format("endpoint_url of profile \"{}\"", profile.name()));
+  const auto found = find_configured_url(profile, "s3");
+  if (!found) return std::nullopt;
+  return parse_endpoint(found->url, found->parameter);
 }
 
 void check_region(const std::string& region, std::string_view parameter) {

@@ -56,6 +56,10 @@ class S3Account {
   // The store says that the credentials of a request (its made_with) have expired. True: trying
   // again makes sense.
   bool refresh_credentials(const std::shared_ptr<const void>& made_with);
+  // Those that are known were refused, and others are being fetched.
+  bool awaits_credentials() const noexcept {
+    return settings_->credentials != nullptr && settings_->credentials->awaits_others();
+  }
   // What the server's clock says now.
   void learn_time(std::chrono::sys_seconds server);
 

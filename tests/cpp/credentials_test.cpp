@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "transport/credentials_parse.h"
 #include "transport/credentials_providers.h"
+#include "transport/words.h"
 
 namespace torchnpy {
 namespace {
@@ -142,7 +143,30 @@ TEST_F(CredentialsTest, OfTheFileGoBeforeAProcess) {
   EXPECT_EQ(find().access_key_id, "a");
 }
 
-TEST(SplitWords, TakesQuotesAndBackslashesAsAShellDoes) {
+TEST_F(CredentialsTest, OfARoleComeFromTheEndpointThatIsConfiguredUnlessItIsToBeIgnored) {
+  set("AWS_ENDPOINT_URL", "http://all");
+  set("AWS_ENDPOINT_URL_S3", "http://s3");
+  const AwsProfile profile = AwsProfile::read(std::nullopt);
+  EXPECT_EQ(find_configured_url(profile, "s3")->url, "http://s3");
+  EXPECT_EQ(find_configured_url(profile, "sts")->url, "http://all");
+  set("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true");
+  EXPECT_FALSE(find_configured_url(profile, "s3"));
+  EXPECT_FALSE(find_configured_url(profile, "sts"));
+}
+
+TEST(CleanWords, AreOneLineWithoutQueriesAndUserinfo) {
+  EXPECT_EQ(clean_words(" a\r\n b\t"), "a b");
+  EXPECT_EQ(clean_words("at 'http://u:p@h/k?X=1&Y' (why? so)"), "at 'http://h/k?' (why? so)");
+  EXPECT_EQ(clean_words(std::string(400, 'x')).size(), 300);
+}
+
+// The words are those of Python's shlex.split().
+TEST(SplitWords, TakesQuotesAndBackslashesAsPythonDoes) {
+  EXPECT_EQ(split_words(R"(a "b\$c\`\"\\" 'd\e' \$f)", "p"),
+            (std::vector<std::string>{"a", R"(b\$c\`"\)", R"(d\e)", "$f"}));
+  for (const char* const bad : {"a \\", "a \"b\\"}) {
+    EXPECT_TRUE(has(message_of<ArgumentError>([&] { split_words(bad, "p"); }), {"backslash"}));
+  }
   EXPECT_EQ(split_words("a  'b c' \"d\\\"\\n\" e\\ f ''", "p"),
             (std::vector<std::string>{"a", "b c", "d\"\\n", "e f", ""}));
   EXPECT_TRUE(has(message_of<ArgumentError>([] { split_words("a 'b", "p"); }), {"closing '"}));
