@@ -265,7 +265,8 @@ std::optional<uint64_t> HttpRead::content_length() const {
   if (head_.content_length.empty()) return std::nullopt;
   const std::optional<uint64_t> length = parse_decimal(head_.content_length);
   if (!length) {
-    fail(fmt::format("expected a Content-Length but found \"{}\"", clean(head_.content_length)));
+    fail(fmt::format("expected a Content-Length but found \"{}\"",
+                     clean_words(head_.content_length)));
   }
   return length;
 }
