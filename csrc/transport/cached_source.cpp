@@ -307,14 +307,11 @@ void CachedSource::drop_known() {
 }
 
 void CachedSource::cancel(Sink& sink) {
-  Tee* tee = nullptr;
-  {
-    const std::lock_guard lock(process_mutex());
-    const auto found = std::ranges::find_if(tees_, [&](const Tee* t) { return t->is_of(sink); });
-    if (found != tees_.end()) tee = *found;
-  }
-  // It may be gone by now: then nothing is known by its address.
-  if (tee != nullptr) source_->cancel(*tee);
+  // Under the lock: or the tee could end here, and another read get its address. The engine takes
+  // its own lock inside, and never this one inside its own.
+  const std::lock_guard lock(process_mutex());
+  const auto found = std::ranges::find_if(tees_, [&](const Tee* t) { return t->is_of(sink); });
+  if (found != tees_.end()) source_->cancel(**found);
 }
 
 void CachedSource::discard() {
