@@ -37,6 +37,16 @@ void end_waits() {
   }
 }
 
+bool is_interruption(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InterruptedError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
 WaitScope::WaitScope() {
   waiting.enter();
   ++scope_count;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 
 namespace torchnpy {
@@ -21,6 +22,9 @@ bool is_main_thread();
 // except the main one, which gets an error. Returns when no thread is inside a WaitScope
 // any more. What I/O writes to stays valid: the stacks of those threads are kept.
 void end_waits();
+
+// Whether `error`, which is not nullptr, is an InterruptedError.
+bool is_interruption(const std::exception_ptr& error);
 
 // Registers the calling thread as waiting for as long as it lives.
 class WaitScope {

@@ -39,16 +39,6 @@ using Clock = std::chrono::system_clock;
   }
 }
 
-bool is_interruption(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const InterruptedError&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
-}
-
 std::string format_warning(const std::exception_ptr& error, std::chrono::seconds retry_delay) {
   try {
     std::rethrow_exception(error);

@@ -19,20 +19,6 @@
 
 namespace torchnpy {
 
-namespace {
-
-bool is_interruption(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const InterruptedError&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
-}
-
-}  // namespace
-
 // RFC 9110, 8.8.3. Another byte could end the line in our next request.
 bool Version::has_strong_etag() const {
   return etag.size() >= 2 && etag.front() == '"' && etag.back() == '"' &&
