@@ -9,6 +9,7 @@
 #include "python/credentials.h"
 #include "python/gil.h"
 #include "python/npz.h"
+#include "python/rows.h"
 #include "torch/load.h"
 #include "torch/npz.h"
 
@@ -327,6 +328,7 @@ PYBIND11_MODULE(_C, m) {
     return wrap_header(without_gil([&] { return read_header(client, url); }));
   });
   bind_npz(m);
+  bind_rows(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

@@ -1,6 +1,5 @@
 #include "torch/npz.h"
 
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,12 +11,6 @@
 
 namespace torchnpy {
 namespace {
-
-RunOptions run_options() {
-  RunOptions options;
-  options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
-  return options;
-}
 
 NpzLoadOptions make_options(const NpzKeys& keys, const NpzOptions& options) {
   NpzLoadOptions result;

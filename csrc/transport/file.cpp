@@ -152,6 +152,15 @@ class FileSource : public Source {
   std::optional<uint64_t> nbytes() const override { return nbytes_; }
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
 
+  std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) override {
+    struct stat status;
+    if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
+    if (static_cast<uint64_t>(status.st_size) < offset + nbytes) return std::nullopt;
+    std::optional<OwnedBytes> all = mapping();
+    if (!all) return std::nullopt;
+    return OwnedBytes{all->bytes.subspan(offset, nbytes), std::move(all->owner)};
+  }
+
   void start(Range range, Sink& sink) override {
     std::exception_ptr error;
     try {
@@ -179,6 +188,20 @@ class FileSource : public Source {
   }
 
  private:
+  // Made at first use. What is copied out of it lies anywhere: the kernel shall not read ahead.
+  std::optional<OwnedBytes> mapping() {
+    {
+      const std::lock_guard lock(process_mutex());
+      if (mapping_) return mapping_;
+    }
+    std::optional<OwnedBytes> made = map(fd_.get(), nbytes_);
+    if (!made) return std::nullopt;
+    ::madvise(made->bytes.data(), made->bytes.size(), MADV_RANDOM);
+    const std::lock_guard lock(process_mutex());
+    if (!mapping_) std::swap(mapping_, made);  // another thread may have been faster
+    return mapping_;
+  }
+
   // Keeps the sink in reading_ while its read goes on.
   class Reading {
    public:
@@ -205,7 +228,8 @@ class FileSource : public Source {
   const std::string path_;
   const Descriptor fd_;
   const uint64_t nbytes_;
-  std::vector<Sink*> reading_;  // under process_mutex()
+  std::vector<Sink*> reading_;         // under process_mutex(), as is
+  std::optional<OwnedBytes> mapping_;  // whole; empty before peek()
 };
 
 }  // namespace
