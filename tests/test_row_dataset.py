@@ -27,7 +27,7 @@ DTYPES = ["u1", "?", "<i2", ">i4", "<f4", ">f8", "<c16", "<f2", ">u2"]
 
 
 def as_numpy(samples: list[torch.Tensor]) -> np.ndarray:
-    return torch.stack([sample.as_subclass(torch.Tensor) for sample in samples]).numpy()
+    return np.stack([sample.numpy() for sample in samples])
 
 
 def draw(array: np.ndarray, indices: Sequence[int]) -> np.ndarray:
@@ -187,13 +187,13 @@ def test_a_batch_costs_its_rows_and_no_header(server: ObjectServer) -> None:
     array = noise(4000, 1000)
     dataset = NpyRowDataset(server.put("/x.npy", npy(array)))
     len(dataset)
-    for seed in range(3):
-        indices = np.random.default_rng(seed).integers(0, 4000, 256)
+    for seed in range(2):
+        indices = np.random.default_rng(seed).integers(0, 4000, 128)
         server.requests.clear()
         server.sent_nbytes = 0
         np.testing.assert_array_equal(as_numpy(dataset.__getitems__(indices)), array[indices])
-        assert server.sent_nbytes <= 256_000 * 1.05 + 65536
-        assert len(server.requests) < 256
+        assert server.sent_nbytes <= 128_000 * 1.05 + 65536
+        assert len(server.requests) < 128
 
 
 def test_neighbours_come_in_one_request(server: ObjectServer) -> None:

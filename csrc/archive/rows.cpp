@@ -167,6 +167,7 @@ struct RowsLoader::State {
                       targets.back().row, *nbytes));
     }
     find_stretches();
+    announce_reads();
     return copy_peeked() ? std::vector<Read>{} : plan_reads();
   }
 
@@ -185,6 +186,15 @@ struct RowsLoader::State {
       }
       stretches.push_back({i, begin, begin + nbytes});
     }
+  }
+
+  void announce_reads() const {
+    std::vector<Range> ranges;
+    ranges.reserve(stretches.size());
+    for (const Stretch& stretch : stretches) {
+      ranges.push_back({stretch.begin, stretch.end - stretch.begin});
+    }
+    source->will_read(ranges);
   }
 
   // True when the rows are copied, or will be by the workers.

@@ -29,10 +29,10 @@ std::unique_ptr<RowReader> make_reader(std::shared_ptr<Client> client,
 }
 
 // Row numbers of anything that Python takes as indices.
-std::vector<uint64_t> parse_rows(const py::sequence& indices, uint64_t count) {
+std::vector<uint64_t> parse_rows(const py::iterable& indices, uint64_t count) {
   const auto limit = static_cast<int64_t>(count);
   std::vector<uint64_t> rows;
-  rows.reserve(indices.size());
+  rows.reserve(py::len_hint(indices));
   for (const py::handle index : indices) {
     const int64_t value = PyNumber_AsSsize_t(index.ptr(), PyExc_IndexError);
     if (value == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
@@ -47,7 +47,7 @@ std::vector<uint64_t> parse_rows(const py::sequence& indices, uint64_t count) {
   return rows;
 }
 
-py::list read_rows(RowReader& reader, const py::sequence& indices, bool shared) {
+py::list read_rows(RowReader& reader, const py::iterable& indices, bool shared) {
   const uint64_t count = without_gil([&] { return reader.count(); });
   const std::vector<uint64_t> rows = parse_rows(indices, count);
   py::list result;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/bytes.h"
@@ -78,6 +79,9 @@ class Source {
   virtual std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) {
     return view(offset, nbytes);
   }
+  // All of these will be read, or peeked at, soon: a hint, for sources that can fetch them side by
+  // side meanwhile.
+  virtual void will_read(std::span<const Range> ranges) { static_cast<void>(ranges); }
   // Sends the range to the sink, which must live until its done(). Returns at once for a
   // remote object; a local one may call done() before start() returns. Where a server
   // ignores ranges and sends the whole object, a read goes on past the end of its range
