@@ -203,6 +203,8 @@ void translate(std::exception_ptr error) {
     raise_text(PyExc_KeyError, e.what());
   } catch (const LockError& e) {
     raise("LockError", e);
+  } catch (const MemoryError& e) {
+    raise_text(PyExc_MemoryError, e.what());
   } catch (const ArgumentError& e) {
     raise_text(PyExc_ValueError, e.what());
   }
