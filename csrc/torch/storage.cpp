@@ -96,7 +96,8 @@ c10::Storage allocate_shared_storage(uint64_t nbytes) {
       std::move(memory), /*allocator=*/nullptr, /*resizable=*/false));
 }
 
-void touch_ahead(const c10::Storage& storage, Workers& workers) {
+void touch_ahead(const c10::Storage& storage, Workers& workers,
+                 const std::atomic<bool>& is_wanted) {
   if (storage.nbytes() < kWorthTouchingNbytes) return;
   const MutableBytes pages = whole_pages(bytes_of(storage), kPageNbytes);
   for (uint64_t offset = 0; offset < pages.size(); offset += kTouchNbytes) {
@@ -104,7 +105,8 @@ void touch_ahead(const c10::Storage& storage, Workers& workers) {
     // The dearest work is done first: the start of the storage.
     const uint64_t steps_left = (pages.size() - offset) / kTouchNbytes;
     workers.run(
-        [storage, step] {
+        [storage, step, &is_wanted] {
+          if (!is_wanted) return;
           // Where the kernel does not know this (before Linux 5.14), who fills it touches it.
           ::madvise(step.data(), step.size(), MADV_POPULATE_WRITE);
         },

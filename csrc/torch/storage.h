@@ -3,6 +3,7 @@
 
 #include <c10/core/Storage.h>
 
+#include <atomic>
 #include <cstdint>
 
 #include "archive/loader.h"
@@ -13,14 +14,15 @@ namespace torchnpy {
 // `nbytes` of torch's CPU allocator, uninitialised.
 c10::Storage allocate_storage(uint64_t nbytes);
 
-// `nbytes`, uninitialised, that other processes can map: torch hands the storage to another process
+// `nbytes`, zeros, that other processes can map: torch hands the storage to another process
 // by its file descriptor, without a copy. It is anonymous memory, so /dev/shm does not limit it.
 // Throws MemoryError when there is none to be had.
 c10::Storage allocate_shared_storage(uint64_t nbytes);
 
 // Has `workers` touch the pages of `storage`, from its start on, so that who fills it does not wait
-// for the kernel to clear them. Keeps the storage until that is done.
-void touch_ahead(const c10::Storage& storage, Workers& workers);
+// for the kernel to clear them. Keeps the storage until that is done, and ends when `is_wanted` is
+// no longer true; that must live as long as the load.
+void touch_ahead(const c10::Storage& storage, Workers& workers, const std::atomic<bool>& is_wanted);
 
 // The bytes of `storage`.
 MutableBytes bytes_of(const c10::Storage& storage);
