@@ -1,8 +1,5 @@
 #include "torch/load.h"
 
-#include <ATen/Parallel.h>
-
-#include <algorithm>
 #include <deque>
 
 #include "base/error.h"
@@ -50,12 +47,6 @@ Array load(std::shared_ptr<Source> source, const LoadOptions& options) {
   ArrayLoad one(std::move(source), make_npy_options(options));
   load_one(one.loader);
   return one.finish(options);
-}
-
-RunOptions run_options() {
-  RunOptions options;
-  options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
-  return options;
 }
 
 void run_all(const std::vector<Loader*>& loaders, const RunOptions& options) {

@@ -34,9 +34,6 @@ NpyHeader read_header(Client& client, const std::string& url);
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset,
                  uint64_t nbytes = Range::kToEnd);
 
-// CPU work by as many threads as torch would use.
-RunOptions run_options();
-
 // load_all(); of several errors throws the one that began it, not those of the loads that it
 // ended.
 void run_all(const std::vector<Loader*>& loaders, const RunOptions& options = {});

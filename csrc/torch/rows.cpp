@@ -13,6 +13,8 @@
 #include "archive/runs.h"
 #include "base/error.h"
 #include "base/fork.h"
+#include "torch/npz.h"
+#include "torch/storage.h"
 
 namespace torchnpy {
 namespace {
@@ -24,10 +26,7 @@ struct ObjectId {
 };
 
 c10::Storage allocate_batch(uint64_t nbytes, bool shared) {
-  static_cast<void>(shared);
-  StorageAllocator allocator;
-  allocator.allocate(nbytes);
-  return allocator.take();
+  return shared && nbytes != 0 ? allocate_shared_storage(nbytes) : allocate_storage(nbytes);
 }
 
 // Whether elements are stored alike.

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
+from torchnpy.data.collate import rows_of
 from torchnpy.sources import Array, Url, encode, native
 
 Column: TypeAlias = Url | Sequence[Url]
@@ -88,12 +89,14 @@ class NpyRowDataset(Dataset[Any]):
         """The samples at ``indices``, read together."""
         if self._transform is not None:
             return self._make_samples(self._read(indices, shared=False), _own_rows)
-        return self._make_samples(self._read(indices, shared=get_worker_info() is not None), _rows)
+        return self._make_samples(
+            self._read(indices, shared=get_worker_info() is not None), rows_of
+        )
 
     def _make_samples(
-        self, batches: list[Array], rows_of: Callable[[torch.Tensor], list[torch.Tensor]]
+        self, batches: list[Array], split: Callable[[torch.Tensor], list[torch.Tensor]]
     ) -> list[Any]:
-        columns = [_split(batch, rows_of) for batch in batches]
+        columns = [_split(batch, split) for batch in batches]
         samples: list[Any] = columns[0]
         if self._names is not None:
             names = self._names
@@ -151,17 +154,13 @@ def _check_urls(urls: Column, parameter: str) -> list[Url]:
     return list(urls)
 
 
-def _split(batch: Array, rows_of: Callable[[torch.Tensor], list[torch.Tensor]]) -> list[Any]:
+def _split(batch: Array, split: Callable[[torch.Tensor], list[torch.Tensor]]) -> list[Any]:
     """The rows of a batch; of a structured dtype each a dict of its fields."""
     if isinstance(batch, torch.Tensor):
-        return rows_of(batch)
+        return split(batch)
     # In a record the fields lie side by side; in a batch each lies together.
-    fields = [rows_of(field.contiguous()) for field in batch.values()]
+    fields = [split(field.contiguous()) for field in batch.values()]
     return [dict(zip(batch, row, strict=True)) for row in zip(*fields, strict=True)]
-
-
-def _rows(batch: torch.Tensor) -> list[torch.Tensor]:
-    return list(batch.unbind(0))
 
 
 def _own_rows(batch: torch.Tensor) -> list[torch.Tensor]:
