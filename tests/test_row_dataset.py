@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import noise, npy
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 import torchnpy as tnp
 from torchnpy.data import NpyRowDataset
@@ -448,7 +448,8 @@ def test_an_object_that_changed_is_an_error(server: ObjectServer, url: str, pick
 
 
 def test_a_pickle_is_small_and_knows_the_headers(server: ObjectServer, url: str) -> None:
-    dataset = NpyRowDataset({"x": url, "y": [url]}, client=tnp.Client(retries=4))
+    y = server.put("/y.npy", npy(ARRAY))
+    dataset = NpyRowDataset({"x": url, "y": [y]}, client=tnp.Client(retries=4))
     dataset[0]
     data = pickle.dumps(dataset)
     assert len(data) < 2500
@@ -498,6 +499,23 @@ def test_a_shuffled_loader_gives_every_row_once(
         assert sorted(seen.tolist()) == LABELS.tolist()
         rows = torch.cat([batch["x"] for batch in batches])
         np.testing.assert_array_equal(rows.numpy(), ARRAY[seen.numpy()])
+
+
+def test_rows_collate_to_their_batch_without_a_copy(url: str) -> None:
+    rows = NpyRowDataset(url).__getitems__([5, 100, 5])
+    batch = default_collate(rows)
+    assert type(batch) is torch.Tensor
+    assert batch.data_ptr() == rows[0].data_ptr()
+    np.testing.assert_array_equal(batch.numpy(), ARRAY[[5, 100, 5]])
+
+
+def test_a_batch_of_a_worker_is_one_shared_storage_a_column(server: ObjectServer, url: str) -> None:
+    dataset = NpyRowDataset({"x": url, "y": server.put("/y.npy", npy(LABELS.astype(">i8")))})
+    (batch,) = DataLoader(dataset, 200, num_workers=1)
+    assert batch["x"].is_shared()
+    assert batch["x"].untyped_storage().nbytes() == ARRAY.nbytes
+    np.testing.assert_array_equal(batch["x"].numpy(), ARRAY)
+    assert batch["y"].tolist() == LABELS.tolist()
 
 
 def test_forked_workers_use_what_the_parent_knows(server: ObjectServer, url: str) -> None:

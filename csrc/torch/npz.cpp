@@ -1,5 +1,6 @@
 #include "torch/npz.h"
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
