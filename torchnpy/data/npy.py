@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from torchnpy.client import Client
 from torchnpy.data.samples import Labels, SampleDataset
 from torchnpy.io import load_many
-from torchnpy.sources import Array
+from torchnpy.sources import Array, Url
 
 
 class NpyDataset(SampleDataset):
@@ -35,7 +35,7 @@ class NpyDataset(SampleDataset):
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         *,
         labels: Labels | None = None,
         transform: Callable[[Array], Any] | None = None,

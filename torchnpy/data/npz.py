@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torchnpy.client import Client
 from torchnpy.data.samples import Labels, SampleDataset
 from torchnpy.npz import read_many
-from torchnpy.sources import Array
+from torchnpy.sources import Array, Url
 
 
 class NpzDataset(SampleDataset):
@@ -38,7 +38,7 @@ class NpzDataset(SampleDataset):
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         members: Sequence[str] | None = None,
         *,
         labels: Labels | None = None,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import Dataset
 
 from torchnpy.client import Client, default_client
+from torchnpy.data.listing import FromUrls
+from torchnpy.data.urls import UrlList
 from torchnpy.io import load
+from torchnpy.sources import Url
 
 Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | os.PathLike[str] | Callable[[str], Any]
 
 
-class SampleDataset(Dataset[Any], ABC):
+class SampleDataset(FromUrls, Dataset[Any], ABC):
     """One object a sample; a subclass says how a batch of objects is read.
 
     Nothing is opened before the first sample is asked for, so the dataset forks, spawns and
@@ -34,18 +37,15 @@ class SampleDataset(Dataset[Any], ABC):
         ValueError: There are not as many labels as samples.
     """
 
-    _suffix: ClassVar[str]
-    """What the names of the objects end in."""
-
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         *,
         labels: Labels | None,
         transform: Callable[[Any], Any] | None,
         client: Client | None,
     ) -> None:
-        self._urls = list(urls)
+        self._urls = UrlList(urls)
         if isinstance(labels, os.PathLike):
             labels = os.fspath(labels)
         self._labels = labels
@@ -58,31 +58,8 @@ class SampleDataset(Dataset[Any], ABC):
     def _read(self, urls: list[str]) -> Sequence[Any]:
         """What is at the URLs, read concurrently, before the transform."""
 
-    @classmethod
-    def from_prefix(
-        cls, prefix: str, *, suffix: str | None = None, client: Client | None = None, **options: Any
-    ) -> Self:
-        """The objects below ``s3://bucket/prefix`` that end in ``suffix``, sorted by URL.
-
-        Args:
-            suffix: Default: that of the format, ``.npy`` or ``.npz``.
-            options: As the constructor takes them.
-
-        Raises:
-            ValueError: There is none.
-            UnsupportedError, TransportError: See Client.list().
-        """
-        suffix = cls._suffix if suffix is None else suffix
-        found = (client or default_client()).list(prefix, suffix=suffix)
-        urls = sorted(entry.url for entry in found)
-        if not urls:
-            raise ValueError(
-                f"expected objects below {prefix} that end in {suffix!r} but found none"
-            )
-        return cls(urls, client=client, **options)
-
     @property
-    def urls(self) -> Sequence[str]:
+    def urls(self) -> UrlList:
         return self._urls
 
     def __len__(self) -> int:
