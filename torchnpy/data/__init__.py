@@ -1,6 +1,15 @@
 """Datasets for torch.utils.data.DataLoader."""
 
+from torchnpy.data.listing import urls_below, urls_in_manifest, urls_matching
 from torchnpy.data.npy import NpyDataset
 from torchnpy.data.npz import NpzDataset
+from torchnpy.data.urls import UrlList
 
-__all__ = ["NpyDataset", "NpzDataset"]
+__all__ = [
+    "NpyDataset",
+    "NpzDataset",
+    "UrlList",
+    "urls_below",
+    "urls_in_manifest",
+    "urls_matching",
+]
