@@ -111,22 +111,15 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
 
     def __getitem__(self, index: int) -> Any:
         """One sample, in memory of its own. Raises also with ``on_error="skip"``."""
-        position = self._position(index)
+        position = resolve_index(index, len(self))
         urls = self._urls.encoded((position,))
         (data,), _ = self._reader.read(urls, together=False, keep_going=False)
         return self._make_sample(position, data)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
-        return read_samples([(self, self._position(index)) for index in indices])
-
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"expected an index below {len(self)} but found {index}")
-        return position
+        places = [(self, resolve_index(index, len(self))) for index in indices]
+        return [sample for _, sample in read_samples(places)]
 
     def _make_sample(self, position: int, data: Any) -> Any:
         sample = data if self._transform is None else self._transform(data)
@@ -156,11 +149,28 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
             raise ValueError(f"labels: expected {len(self._urls)}, one a sample, but found {count}")
 
 
-def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[Any]:
-    """The samples at positions of datasets with equal readers, fetched concurrently.
+def resolve_index(index: int, count: int) -> int:
+    """The position among ``count`` that an index, which may be negative, stands for.
 
     Raises:
-        As the reader; where one dataset skips what cannot be loaded, all do.
+        IndexError: It lies outside.
+    """
+    position = operator.index(index)
+    if position < 0:
+        position += count
+    if not 0 <= position < count:
+        raise IndexError(f"expected an index below {count} but found {index}")
+    return position
+
+
+def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int, Any]]:
+    """The samples at positions of datasets with equal readers, fetched concurrently.
+
+    Returns:
+        Each with its index in ``places``, in their order; skipped ones are missing.
+
+    Raises:
+        As the reader does.
     """
     if not places:
         return []
@@ -170,19 +180,18 @@ def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[Any]:
         together=all(dataset._transform is None for dataset, _ in places),
         keep_going=any(dataset._skipped is not None for dataset, _ in places),
     )
-    if failures:
-        for index, error in failures:
-            dataset, position = places[index]
-            if dataset._skipped is None:
-                raise error
-            dataset._skipped.add(position, error)
-        if not found:
-            refuse_empty_batch(failures[0][1], len(places))
-        failed = {index for index, _ in failures}
-        places = [place for index, place in enumerate(places) if index not in failed]
+    for index, error in failures:
+        dataset, position = places[index]
+        if dataset._skipped is None:
+            raise error
+        dataset._skipped.add(position, error)
+    if failures and not found:
+        refuse_empty_batch(failures[0][1], len(places))
+    failed = {index for index, _ in failures}
+    loaded = [index for index in range(len(places)) if index not in failed]
     return [
-        dataset._make_sample(position, data)
-        for (dataset, position), data in zip(places, found, strict=True)
+        (index, places[index][0]._make_sample(places[index][1], data))
+        for index, data in zip(loaded, found, strict=True)
     ]
 
 
