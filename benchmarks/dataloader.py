@@ -95,7 +95,7 @@ class Content:
 
     def __init__(self, quick: bool) -> None:
         self.count = 192 if quick else 2000
-        self.archive_count = 32 if quick else 192
+        self.archive_count = 32 if quick else 96
         self.row_count = (1 << 24 if quick else 4 << 30) // (4 * ROW_COLUMNS)
         random = np.random.default_rng(0)
         batches = 4 if quick else 32
