@@ -7,7 +7,6 @@ workers can be forked.
 import asyncio
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from _server import BUCKET
-from remote import NPY_HEADER_NBYTES, THREADS, boto3_client, obstore_store
+from remote import NPY_HEADER_NBYTES, obstore_store
 from torch.utils.data import Dataset
 
 Decode = Callable[[Any], Any]
@@ -156,48 +155,21 @@ class RowFile:
         return NPY_HEADER_NBYTES + row * self.row_nbytes
 
 
-class _Rows(Dataset[torch.Tensor]):
-    """Rows by ranges; a subclass fetches the ranges of a batch at once."""
+class ObstoreRows(Dataset[torch.Tensor]):
+    """Rows by ranges, those of a batch at once."""
 
     def __init__(self, file: RowFile) -> None:
         self._file = file
+
+    @cached_property
+    def _store(self) -> Any:
+        return obstore_store(self._file.port)
 
     def __len__(self) -> int:
         return self._file.count
 
     def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
-        return [
-            torch.from_numpy(np.frombuffer(data, self._file.dtype))
-            for data in self._fetch([self._file.offset(index) for index in indices])
-        ]
-
-    def _fetch(self, offsets: Sequence[int]) -> Sequence[Any]:
-        raise NotImplementedError
-
-
-class ObstoreRows(_Rows):
-    @cached_property
-    def _store(self) -> Any:
-        return obstore_store(self._file.port)
-
-    def _fetch(self, offsets: Sequence[int]) -> Sequence[Any]:
-        lengths = [self._file.row_nbytes] * len(offsets)
-        return self._store.get_ranges(self._file.key, starts=offsets, lengths=lengths)
-
-
-class Boto3Rows(_Rows):
-    @cached_property
-    def _client(self) -> Any:
-        return boto3_client(self._file.port)
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(THREADS)
-
-    def _fetch(self, offsets: Sequence[int]) -> Sequence[bytes]:
-        def fetch(offset: int) -> bytes:
-            span = f"bytes={offset}-{offset + self._file.row_nbytes - 1}"
-            answer = self._client.get_object(Bucket=BUCKET, Key=self._file.key, Range=span)
-            return answer["Body"].read()
-
-        return list(self._pool.map(fetch, offsets))
+        starts = [self._file.offset(index) for index in indices]
+        lengths = [self._file.row_nbytes] * len(starts)
+        rows = self._store.get_ranges(self._file.key, starts=starts, lengths=lengths)
+        return [torch.from_numpy(np.frombuffer(row, self._file.dtype)) for row in rows]

@@ -42,7 +42,6 @@ from _harness import (
     write,
 )
 from _loaders import (
-    Boto3Rows,
     NumpyFiles,
     Objects,
     ObstoreObjects,
@@ -288,7 +287,7 @@ class Bench:
                 for name, make in self._peers(objects, decode_npz)
             ),
         ]
-        title = f"DataLoader, {kind} `.npz` of 1.2 MB in S3, {words(workers)}"
+        title = f"DataLoader, image and mask in {kind} `.npz` of 1.2 MB, {words(workers)}"
         name = f"loader_npz_{kind}_{workers}"
         return Row(name, title, "samples/s", contenders, amount=len(keys))
 
@@ -315,7 +314,6 @@ class Bench:
                 partial(epoch.work, partial(torchnpy_rows, file.port, file.key)),
             ),
             apart("obstore get_ranges", "peer", partial(epoch.work, partial(ObstoreRows, file))),
-            apart("boto3, 32 threads", "peer", partial(epoch.work, partial(Boto3Rows, file))),
         ]
         size = f"{content.row_count * file.row_nbytes / 2**30:.3g} GiB"
         title = f"DataLoader, random rows of 4 kB of {size} in S3, {words(workers)}"

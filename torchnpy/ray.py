@@ -217,18 +217,23 @@ class _Reader(ABC):
         """Blocks of about so many bytes and at most so many objects, which are fetched at once."""
         dtypes: dict[str, tuple[object, str]] = {}  # of each column, and where it was found first
         for group in _groups(objects, nbytes, count):
-            rows = [
-                (entry, _to_numpy(_shown(entry.url), columns))
-                for entry, columns in zip(group, self.read(group), strict=True)
-            ]
-            for entry, columns in rows:
-                _check_dtypes(_shown(entry.url), columns, dtypes)
-                if self.split_rows:
-                    _check_lengths(_shown(entry.url), columns)
-            for _, run in itertools.groupby(rows, lambda row: self._kind(row[1])):
-                block = self._merge(list(run))
-                if block is not None:
-                    yield block
+            yield from self._make_blocks(group, dtypes)
+
+    def _make_blocks(
+        self, group: Sequence[_Object], dtypes: dict[str, tuple[object, str]]
+    ) -> list[Any]:
+        """Not as a generator, which would keep the arrays while Ray takes the blocks."""
+        rows = [
+            (entry, _to_numpy(_shown(entry.url), columns))
+            for entry, columns in zip(group, self.read(group), strict=True)
+        ]
+        for entry, columns in rows:
+            _check_dtypes(_shown(entry.url), columns, dtypes)
+            if self.split_rows:
+                _check_lengths(_shown(entry.url), columns)
+        runs = itertools.groupby(rows, lambda row: self._kind(row[1]))
+        blocks = [self._merge(list(run)) for _, run in runs]
+        return [block for block in blocks if block is not None]
 
     def _kind(self, columns: dict[str, NumpyArray]) -> list[object]:
         """What arrays that share a block have in common."""
