@@ -30,10 +30,11 @@ except ImportError as error:
     ) from error
 
 from torchnpy.client import Client, default_client
+from torchnpy.data.npz import ArchiveReader
 from torchnpy.errors import UnsupportedError
 from torchnpy.io import header, load_many, load_rows
-from torchnpy.npz import open_npz, read_many
-from torchnpy.sources import Array, NpyHeader, NumpyArray, Url
+from torchnpy.npz import open_npz
+from torchnpy.sources import Array, NpyHeader, NumpyArray, Url, encode
 
 __all__ = ["read_npy", "read_npz"]
 
@@ -327,8 +328,10 @@ class _NpzReader(_Reader):
             return sum(archive.header(name).nbytes for name in names)
 
     def read(self, objects: Sequence[_Object]) -> Sequence[dict[str, Array]]:
-        urls = [entry.url for entry in objects]
-        return read_many(urls, self.members, verify=self.verify, client=self.client)
+        reader = ArchiveReader(self.client, self.members, self.verify)
+        urls = [encode(entry.url) for entry in objects]
+        found, _ = reader.read(urls, together=False, keep_going=False)
+        return found
 
 
 class _Datasource(ray.data.Datasource):
