@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from servers.http import ObjectServer
 from support import ROOT, npy, run_script
 
@@ -66,6 +67,14 @@ def test_throughput_draws_what_was_loaded(tmp_path: Path) -> None:
 
 def test_botocore_credentials_load_in_workers() -> None:
     assert "Loaded 16 arrays from " in run_example("botocore_credentials.py")
+
+
+def test_map_ray_writes_each_image_into_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # else one is written to the home folder
+    out = run_example("map_ray.py", "--limit", 60, "--shard", 30)
+    assert "wrote 2 shards" in out
+    assert "image: float32 (30, 8, 8)" in out
+    assert "images   60, " in out
 
 
 def test_read_http_serves_and_reads_its_own_array() -> None:

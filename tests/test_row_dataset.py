@@ -19,7 +19,7 @@ from support import noise, npy
 from torch.utils.data import DataLoader, Subset, default_collate
 
 import torchnpy as tnp
-from torchnpy.data import NpyRowDataset
+from torchnpy.data import NpyRowDataset, UrlList
 
 ARRAY = noise(200, 3, 7)
 LABELS = np.arange(200)
@@ -279,6 +279,22 @@ def test_columns_are_a_dict_of_rows(server: ObjectServer, url: str) -> None:
     assert list(sample) == ["x", "y"]
     np.testing.assert_array_equal(sample["x"].numpy(), ARRAY[60])
     assert sample["y"] == 60
+
+
+def test_columns_may_be_url_lists(server: ObjectServer) -> None:
+    urls = UrlList(server.put(f"/y{i}.npy", npy(LABELS[:7] + 7 * i)) for i in range(3))
+    assert [int(row) for row in NpyRowDataset(urls)] == list(range(21))
+    copy = pickle.loads(pickle.dumps(NpyRowDataset({"y": urls})))
+    assert copy[-1]["y"] == 20
+    with pytest.raises(ValueError, match="at least one URL"):
+        NpyRowDataset(UrlList([]))
+
+
+def test_files_of_a_pattern_are_one_array(tmp_path: Path) -> None:
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", LABELS[:7] + 7 * i)
+    dataset = NpyRowDataset.from_glob(tmp_path / "*.npy")
+    assert [int(row) for row in dataset] == list(range(21))
 
 
 def test_columns_of_unequal_length_are_named(server: ObjectServer, url: str) -> None:

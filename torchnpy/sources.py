@@ -63,6 +63,13 @@ def encode(source: Url) -> bytes:
     return os.fsencode(name)  # in the encoding of the file system
 
 
+def decode(encoded: bytes) -> str:
+    """What encode() was given."""
+    if b"://" in encoded:
+        return encoded.decode("utf-8", "surrogateescape")
+    return os.fsdecode(encoded)
+
+
 def is_url(source: Source) -> TypeGuard[Url]:
     return isinstance(source, (str, os.PathLike))
 

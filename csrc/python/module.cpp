@@ -12,6 +12,7 @@
 #include "python/gil.h"
 #include "python/npz.h"
 #include "python/rows.h"
+#include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
 
@@ -274,9 +275,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("header", [](Client& client, const std::string& url) {
     return wrap_header(without_gil([&] { return read_header(client, url); }));
   });
+  m.def("fetch", [](Client& client, const std::string& url) {
+    const at::Tensor data = without_gil([&] { return fetch(client, url, 0); });
+    return py::bytes(static_cast<const char*>(data.const_data_ptr()), data.nbytes());
+  });
+  m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_npz(m);
   bind_batches(m);
   bind_rows(m);
+  bind_texts(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

@@ -287,6 +287,12 @@ std::shared_ptr<Client>& default_slot() {
 
 }  // namespace
 
+std::string display_name(const std::string& url) {
+  const std::string scheme = find_scheme(url);
+  const bool has_no_secrets = scheme == "s3" || scheme == "file";
+  return has_no_secrets || (scheme.empty() && !looks_like_url(url)) ? url : display(url);
+}
+
 std::shared_ptr<Client> Client::make(ClientOptions options) {
   check_options(options);
   return std::make_shared<ClientImpl>(std::move(options));

@@ -94,4 +94,7 @@ class Client : public std::enable_shared_from_this<Client> {
   virtual std::map<std::string, double> metrics() const = 0;
 };
 
+// What messages call the object at `url`: no query, fragment and userinfo of http(s) URLs.
+std::string display_name(const std::string& url);
+
 }  // namespace torchnpy

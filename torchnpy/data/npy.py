@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torchnpy._ops import _C
 from torchnpy.client import Client
 from torchnpy.data.collate import rows_of
 from torchnpy.data.samples import Labels, OnError, Reader, SampleDataset
-from torchnpy.sources import Array
+from torchnpy.sources import Array, Url
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class NpyDataset(SampleDataset):
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         *,
         labels: Labels | None = None,
         transform: Callable[[Array], Any] | None = None,

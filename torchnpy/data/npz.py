@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torchnpy.client import Client
 from torchnpy.data.collate import rows_of
 from torchnpy.data.samples import Labels, OnError, Reader, SampleDataset
 from torchnpy.npz import check_names
-from torchnpy.sources import Array
+from torchnpy.sources import Array, Url
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class NpzDataset(SampleDataset):
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         members: Sequence[str] | None = None,
         *,
         labels: Labels | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -12,12 +12,14 @@ from torch.utils.data import Dataset, get_worker_info
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
 from torchnpy.data.collate import rows_of
+from torchnpy.data.listing import FromUrls
+from torchnpy.data.urls import UrlList
 from torchnpy.sources import Array, Url, encode, native
 
 Column: TypeAlias = Url | Sequence[Url]
 
 
-class NpyRowDataset(Dataset[Any]):
+class NpyRowDataset(FromUrls, Dataset[Any]):
     """Rows of one array or of many as samples, for a DataLoader.
 
     A batch costs only the bytes of its rows: they are sorted, near ones are read together, and all
@@ -43,6 +45,8 @@ class NpyRowDataset(Dataset[Any]):
         TransportError, FormatError, UnsupportedError: See load().
     """
 
+    _suffix = ".npy"
+
     def __init__(
         self,
         columns: Column | Mapping[str, Column],
@@ -57,27 +61,6 @@ class NpyRowDataset(Dataset[Any]):
         self._client = client
         self._known: list[_C.RowState] = []  # of the headers, from another process
         self._opened: _C.RowReader | None = None
-
-    @classmethod
-    def from_prefix(
-        cls, prefix: str, *, suffix: str = ".npy", client: Client | None = None, **options: Any
-    ) -> Self:
-        """The arrays below ``s3://bucket/prefix`` that end in ``suffix``, sorted by URL, as one.
-
-        Args:
-            options: As the constructor takes them.
-
-        Raises:
-            ValueError: There is none.
-            UnsupportedError, TransportError: See Client.list().
-        """
-        found = (client or default_client()).list(prefix, suffix=suffix)
-        urls = sorted(entry.url for entry in found)
-        if not urls:
-            raise ValueError(
-                f"expected objects below {prefix} that end in {suffix!r} but found none"
-            )
-        return cls(urls, client=client, **options)
 
     def __len__(self) -> int:
         return self._reader().count()
@@ -111,10 +94,7 @@ class NpyRowDataset(Dataset[Any]):
     def _reader(self) -> _C.RowReader:
         if self._opened is None:
             names = self._names or [""]
-            columns = [
-                (name, [encode(url) for url in urls])
-                for name, urls in zip(names, self._urls, strict=True)
-            ]
+            columns = [(name, _encode(urls)) for name, urls in zip(names, self._urls, strict=True)]
             self._opened = _C.RowReader(native(self._client), columns, self._dtype)
             self._opened.set_state(self._known)
         return self._opened
@@ -128,7 +108,7 @@ class NpyRowDataset(Dataset[Any]):
 
 def _check_columns(
     columns: Column | Mapping[str, Column],
-) -> tuple[list[str] | None, list[list[Url]]]:
+) -> tuple[list[str] | None, list[Sequence[Url]]]:
     """The names, None of a column that has none, and each column's arrays."""
     if not isinstance(columns, Mapping):
         return None, [_check_urls(columns, "columns")]
@@ -140,18 +120,24 @@ def _check_columns(
     return list(columns), [_check_urls(of, f"columns[{name!r}]") for name, of in columns.items()]
 
 
-def _check_urls(urls: Column, parameter: str) -> list[Url]:
+def _encode(urls: Sequence[Url]) -> list[bytes]:
+    if isinstance(urls, UrlList):
+        return urls.encoded(range(len(urls)))
+    return [encode(url) for url in urls]
+
+
+def _check_urls(urls: Column, parameter: str) -> Sequence[Url]:
     if isinstance(urls, (str, os.PathLike)):
         return [urls]
     if not isinstance(urls, Sequence) or isinstance(urls, (bytes, bytearray, memoryview)):
         found = type(urls).__name__
         raise ValueError(f"{parameter}: expected a URL or a sequence of URLs but found a {found}")
-    for url in urls:
+    for url in () if isinstance(urls, UrlList) else urls:
         if not isinstance(url, (str, os.PathLike)):
             raise ValueError(f"{parameter}: expected URLs but found a {type(url).__name__}")
     if not urls:
         raise ValueError(f"{parameter}: expected at least one URL but found none")
-    return list(urls)
+    return urls if isinstance(urls, UrlList) else list(urls)
 
 
 def _split(batch: Array, split: Callable[[torch.Tensor], list[torch.Tensor]]) -> list[Any]:

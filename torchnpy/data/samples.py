@@ -7,16 +7,18 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
+from torchnpy.data.listing import FromUrls
 from torchnpy.data.skipped import Skipped, refuse_empty_batch
+from torchnpy.data.urls import UrlList
 from torchnpy.io import load
-from torchnpy.sources import encode, native
+from torchnpy.sources import Url, native
 
 Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | os.PathLike[str] | Callable[[str], Any]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -29,11 +31,12 @@ class Reader(ABC):
     client: Client | None
 
     def read(
-        self, urls: Iterable[str], *, together: bool, keep_going: bool
+        self, urls: list[bytes], *, together: bool, keep_going: bool
     ) -> tuple[list[Any], _C.Failures]:
         """What is at the URLs, read concurrently, but for the failed ones; and their errors.
 
         Args:
+            urls: As UrlList.encoded() gives them.
             together: Read into rows of one batch where that is possible; in a worker into memory
                 that its parent can map.
             keep_going: An object that cannot be read does not end the others.
@@ -41,7 +44,7 @@ class Reader(ABC):
         options = _C.BatchOptions(
             together=together, shared=get_worker_info() is not None, keep_going=keep_going
         )
-        return self._read(native(self.client), [encode(url) for url in urls], options)
+        return self._read(native(self.client), urls, options)
 
     @abstractmethod
     def _read(
@@ -53,7 +56,7 @@ class Reader(ABC):
         return {**self.__dict__, "client": self.client or default_client()}
 
 
-class SampleDataset(Dataset[Any], ABC):
+class SampleDataset(FromUrls, Dataset[Any], ABC):
     """One object a sample; a subclass says how objects are read.
 
     Nothing is opened before the first sample is asked for, so the dataset forks, spawns and
@@ -72,12 +75,9 @@ class SampleDataset(Dataset[Any], ABC):
         ValueError: There are not as many labels as samples; on_error or max_skipped is wrong.
     """
 
-    _suffix: ClassVar[str]
-    """What the names of the objects end in."""
-
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Iterable[Url],
         *,
         labels: Labels | None,
         transform: Callable[[Any], Any] | None,
@@ -85,7 +85,7 @@ class SampleDataset(Dataset[Any], ABC):
         max_skipped: int | None,
         reader: Reader,
     ) -> None:
-        self._urls = list(urls)
+        self._urls = UrlList(urls)
         if isinstance(labels, os.PathLike):
             labels = os.fspath(labels)
         self._labels = labels
@@ -95,31 +95,8 @@ class SampleDataset(Dataset[Any], ABC):
         if labels is not None and not isinstance(labels, str) and not callable(labels):
             self._check_label_count(len(labels))
 
-    @classmethod
-    def from_prefix(
-        cls, prefix: str, *, suffix: str | None = None, client: Client | None = None, **options: Any
-    ) -> Self:
-        """The objects below ``s3://bucket/prefix`` that end in ``suffix``, sorted by URL.
-
-        Args:
-            suffix: Default: that of the format, ``.npy`` or ``.npz``.
-            options: As the constructor takes them.
-
-        Raises:
-            ValueError: There is none.
-            UnsupportedError, TransportError: See Client.list().
-        """
-        suffix = cls._suffix if suffix is None else suffix
-        found = (client or default_client()).list(prefix, suffix=suffix)
-        urls = sorted(entry.url for entry in found)
-        if not urls:
-            raise ValueError(
-                f"expected objects below {prefix} that end in {suffix!r} but found none"
-            )
-        return cls(urls, client=client, **options)  # type: ignore[call-arg]
-
     @property
-    def urls(self) -> Sequence[str]:
+    def urls(self) -> UrlList:
         return self._urls
 
     @property
@@ -134,21 +111,15 @@ class SampleDataset(Dataset[Any], ABC):
 
     def __getitem__(self, index: int) -> Any:
         """One sample, in memory of its own. Raises also with ``on_error="skip"``."""
-        position = self._position(index)
-        (data,), _ = self._reader.read([self._urls[position]], together=False, keep_going=False)
+        position = resolve_index(index, len(self))
+        urls = self._urls.encoded((position,))
+        (data,), _ = self._reader.read(urls, together=False, keep_going=False)
         return self._make_sample(position, data)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
-        return read_samples([(self, self._position(index)) for index in indices])
-
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"expected an index below {len(self)} but found {index}")
-        return position
+        places = [(self, resolve_index(index, len(self))) for index in indices]
+        return [sample for _, sample in read_samples(places)]
 
     def _make_sample(self, position: int, data: Any) -> Any:
         sample = data if self._transform is None else self._transform(data)
@@ -178,33 +149,49 @@ class SampleDataset(Dataset[Any], ABC):
             raise ValueError(f"labels: expected {len(self._urls)}, one a sample, but found {count}")
 
 
-def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[Any]:
-    """The samples at positions of datasets with equal readers, fetched concurrently.
+def resolve_index(index: int, count: int) -> int:
+    """The position among ``count`` that an index, which may be negative, stands for.
 
     Raises:
-        As the reader; where one dataset skips what cannot be loaded, all do.
+        IndexError: It lies outside.
+    """
+    position = operator.index(index)
+    if position < 0:
+        position += count
+    if not 0 <= position < count:
+        raise IndexError(f"expected an index below {count} but found {index}")
+    return position
+
+
+def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int, Any]]:
+    """The samples at positions of datasets with equal readers, fetched concurrently.
+
+    Returns:
+        Each with its index in ``places``, in their order; skipped ones are missing.
+
+    Raises:
+        As the reader does.
     """
     if not places:
         return []
     found, failures = places[0][0]._reader.read(
-        (dataset._urls[position] for dataset, position in places),
+        [dataset._urls.encoded((position,))[0] for dataset, position in places],
         # A transform may keep what it sees, and must not keep the batch.
         together=all(dataset._transform is None for dataset, _ in places),
         keep_going=any(dataset._skipped is not None for dataset, _ in places),
     )
-    if failures:
-        for index, error in failures:
-            dataset, position = places[index]
-            if dataset._skipped is None:
-                raise error
-            dataset._skipped.add(position, error)
-        if not found:
-            refuse_empty_batch(failures[0][1], len(places))
-        failed = {index for index, _ in failures}
-        places = [place for index, place in enumerate(places) if index not in failed]
+    for index, error in failures:
+        dataset, position = places[index]
+        if dataset._skipped is None:
+            raise error
+        dataset._skipped.add(position, error)
+    if failures and not found:
+        refuse_empty_batch(failures[0][1], len(places))
+    failed = {index for index, _ in failures}
+    loaded = [index for index in range(len(places)) if index not in failed]
     return [
-        dataset._make_sample(position, data)
-        for (dataset, position), data in zip(places, found, strict=True)
+        (index, places[index][0]._make_sample(places[index][1], data))
+        for index, data in zip(loaded, found, strict=True)
     ]
 
 
