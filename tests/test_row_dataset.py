@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,8 @@ def test_rows_equal_numpys_fancy_indexing(
     indices = data.draw(st.lists(st.integers(-len(whole), len(whole) - 1), min_size=1, max_size=50))
     found = as_numpy(dataset.__getitems__(indices))
     assert found.dtype == whole.dtype
-    np.testing.assert_array_equal(found.view(np.uint8), whole[indices].view(np.uint8)) if (
-        whole.ndim > 1 and whole.shape[-1]
-    ) else np.testing.assert_array_equal(found, whole[indices])
+    assert found.shape == whole[indices].shape
+    assert found.tobytes() == whole[indices].tobytes()  # NaNs, too
 
 
 @pytest.mark.parametrize("row_nbytes", [8, 1000, 50_000])
@@ -253,6 +253,20 @@ def test_many_objects_are_one_dataset(server: ObjectServer, tmp_path: Path, remo
     indices = np.random.default_rng(1).permutation(len(whole))
     for _ in range(2):
         np.testing.assert_array_equal(as_numpy(dataset.__getitems__(indices)), whole[indices])
+
+
+def test_threads_share_a_dataset(server: ObjectServer) -> None:
+    arrays = [noise(50, 100, seed=i) for i in range(4)]
+    urls = [server.put(f"/{i}.npy", npy(array)) for i, array in enumerate(arrays)]
+    dataset = NpyRowDataset(urls)
+    whole = np.concatenate(arrays)
+
+    def read(seed: int) -> bool:
+        indices = np.random.default_rng(seed).integers(0, 200, 20)
+        return np.array_equal(as_numpy(dataset.__getitems__(indices)), whole[indices])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(40)))
 
 
 def test_few_descriptors_stay_open(tmp_path: Path) -> None:
