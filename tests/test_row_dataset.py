@@ -1,4 +1,4 @@
-"""NpyRowDataset: rows, batches, columns; alone and under DataLoader."""
+"""NpyRowDataset: the right rows of one array or many, in few requests, or an error."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers.http import ObjectServer
-from servers.s3 import S3Server
 from support import noise, npy
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Subset
 
 import torchnpy as tnp
 from torchnpy.data import NpyRowDataset, UrlList
@@ -34,10 +33,6 @@ def as_numpy(samples: list[torch.Tensor]) -> np.ndarray:
 def draw(array: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """The oracle: in the machine's byte order, as tensors are."""
     return array[np.asarray(indices, np.int64)].astype(array.dtype.newbyteorder("="))
-
-
-def double(sample: Any) -> Any:
-    return sample * 2
 
 
 @pytest.fixture
@@ -161,9 +156,6 @@ def test_iteration_ends(server: ObjectServer) -> None:
     assert [int(row) for row in dataset] == [0, 1, 2, 3, 4]
 
 
-# Requests.
-
-
 def test_nothing_is_asked_for_before_the_first_use(server: ObjectServer, url: str) -> None:
     dataset = NpyRowDataset({"x": [url, url], "y": url})
     pickle.dumps(dataset)
@@ -280,9 +272,6 @@ def test_few_descriptors_stay_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# Columns.
-
-
 def test_columns_are_a_dict_of_rows(server: ObjectServer, url: str) -> None:
     parts = [
         server.put(f"/y{i}.npy", npy(part)) for i, part in enumerate(np.split(LABELS, [3, 50]))
@@ -390,9 +379,6 @@ def test_dtype_names_the_bits(server: ObjectServer, url: str) -> None:
     assert sample["y"] == 3
 
 
-# What cannot be read.
-
-
 def test_fortran_order_says_what_to_do(server: ObjectServer) -> None:
     url = server.put("/x.npy", npy(np.asfortranarray(noise(30, 40))))
     with pytest.raises(tnp.UnsupportedError, match=r"/x.npy.*ortran.*ascontiguousarray"):
@@ -472,100 +458,3 @@ def test_an_object_that_changed_is_an_error(server: ObjectServer, url: str, pick
         with pytest.raises(tnp.TransportError, match=r"/x.npy.*changed.*anew"):
             dataset.__getitems__([0, 100])
     np.testing.assert_array_equal(NpyRowDataset(url)[3].numpy(), ARRAY[3] + 1)
-
-
-# Processes, stores, DataLoader.
-
-
-def test_a_pickle_is_small_and_knows_the_headers(server: ObjectServer, url: str) -> None:
-    y = server.put("/y.npy", npy(ARRAY))
-    dataset = NpyRowDataset({"x": url, "y": [y]}, client=tnp.Client(retries=4))
-    dataset[0]
-    data = pickle.dumps(dataset)
-    assert len(data) < 2500
-    copy = pickle.loads(data)
-    server.requests.clear()
-    assert len(copy) == 200
-    assert not server.requests
-    np.testing.assert_array_equal(copy[7]["y"].numpy(), ARRAY[7])
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize("cache", [False, True])
-def test_rows_come_from_s3(
-    s3_server: S3Server, s3_client: tnp.Client, tmp_path: Path, cache: bool
-) -> None:
-    for i in range(3):
-        s3_server.put_key(f"train/{i}.npy", npy(noise(500, 100, seed=i)))
-    s3_server.put_key("train/README.txt", b"not an array")
-    client = s3_client
-    if cache:
-        kept = tnp.Cache(ram_nbytes=1 << 20, dir=tmp_path, disk_nbytes=1 << 24, fresh_s=60)
-        client = tnp.Client(endpoint=s3_server.url, cache=kept)
-    whole = np.concatenate([noise(500, 100, seed=i) for i in range(3)])
-    indices = np.random.default_rng(0).integers(0, 1500, 64)
-    dataset = NpyRowDataset.from_prefix("s3://bucket/train/", client=client)
-    for _ in range(2):
-        np.testing.assert_array_equal(as_numpy(dataset.__getitems__(indices)), whole[indices])
-        dataset = pickle.loads(pickle.dumps(dataset))
-    assert s3_server.keys["AKIDEXAMPLE"].secret.encode() not in pickle.dumps(dataset)
-    with pytest.raises(ValueError, match="s3://bucket/none/"):
-        NpyRowDataset.from_prefix("s3://bucket/none/", client=client)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_shuffled_loader_gives_every_row_once(
-    server: ObjectServer, url: str, workers: int
-) -> None:
-    dataset = NpyRowDataset({"x": url, "y": server.put("/y.npy", npy(LABELS))})
-    loader = DataLoader(
-        dataset, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    for _ in range(2):
-        batches = list(loader)
-        assert [len(batch["y"]) for batch in batches] == [32] * 6 + [8]
-        assert all(type(batch["x"]) is torch.Tensor for batch in batches)
-        seen = torch.cat([batch["y"] for batch in batches])
-        assert sorted(seen.tolist()) == LABELS.tolist()
-        rows = torch.cat([batch["x"] for batch in batches])
-        np.testing.assert_array_equal(rows.numpy(), ARRAY[seen.numpy()])
-
-
-def test_rows_collate_to_their_batch_without_a_copy(url: str) -> None:
-    rows = NpyRowDataset(url).__getitems__([5, 100, 5])
-    batch = default_collate(rows)
-    assert type(batch) is torch.Tensor
-    assert batch.data_ptr() == rows[0].data_ptr()
-    np.testing.assert_array_equal(batch.numpy(), ARRAY[[5, 100, 5]])
-
-
-def test_a_batch_of_a_worker_is_one_shared_storage_a_column(server: ObjectServer, url: str) -> None:
-    dataset = NpyRowDataset({"x": url, "y": server.put("/y.npy", npy(LABELS.astype(">i8")))})
-    (batch,) = DataLoader(dataset, 200, num_workers=1)
-    assert batch["x"].is_shared()
-    assert batch["x"].untyped_storage().nbytes() == ARRAY.nbytes
-    np.testing.assert_array_equal(batch["x"].numpy(), ARRAY)
-    assert batch["y"].tolist() == LABELS.tolist()
-
-
-def test_forked_workers_use_what_the_parent_knows(server: ObjectServer, url: str) -> None:
-    dataset = NpyRowDataset(url)
-    dataset[0]
-    server.requests.clear()
-    batches = list(DataLoader(dataset, 50, num_workers=1, multiprocessing_context="fork"))
-    np.testing.assert_array_equal(torch.cat(batches).numpy(), ARRAY)
-    assert len(server.requests) == 4
-
-
-def test_a_transform_sees_tensors_of_its_own(url: str) -> None:
-    kept = []
-
-    def keep(sample: torch.Tensor) -> torch.Tensor:
-        kept.append(sample)
-        return sample + 1
-
-    (batch,) = DataLoader(Subset(NpyRowDataset(url, transform=keep), [5, 9]), 2)
-    np.testing.assert_array_equal(batch.numpy(), ARRAY[[5, 9]] + 1)
-    assert all(type(sample) is torch.Tensor for sample in kept)
-    assert all(sample.untyped_storage().nbytes() == 21 for sample in kept)
-    assert torch.equal(NpyRowDataset(url, transform=double)[5], torch.from_numpy(ARRAY[5] * 2))

@@ -357,6 +357,10 @@ void RowReader::set_state(const std::vector<RowColumnState>& state) {
   if (state.empty()) return;
   auto table = std::make_shared<RowTable>();
   for (const RowColumnState& one : state) {
+    const size_t index = table->columns.size();
+    if (index >= columns_.size() || one.row_counts.size() != columns_[index].urls.size()) {
+      throw ArgumentError("expected the state of a dataset of the same columns but found another");
+    }
     RowTable::Column& column = table->columns.emplace_back();
     column.head = one.head;
     column.header = parse_npy_header(as_bytes(one.head));
@@ -364,6 +368,7 @@ void RowReader::set_state(const std::vector<RowColumnState>& state) {
       column.add(one.row_counts[place], one.data_offsets.at(place), one.versions.at(place));
     }
   }
+  check_lengths(columns_, *table);
   const std::lock_guard lock(process_mutex());
   table_ = std::move(table);
 }
