@@ -358,7 +358,7 @@ void RowReader::set_state(const std::vector<RowColumnState>& state) {
   auto table = std::make_shared<RowTable>();
   for (const RowColumnState& one : state) {
     const size_t index = table->columns.size();
-    if (index >= columns_.size() || one.row_counts.size() != columns_[index].urls.size()) {
+    if (state.size() != columns_.size() || one.row_counts.size() != columns_[index].urls.size()) {
       throw ArgumentError("expected the state of a dataset of the same columns but found another");
     }
     RowTable::Column& column = table->columns.emplace_back();
