@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
+from torchnpy.data.collate import warn_of_little_shared_memory
 from torchnpy.data.listing import FromUrls
 from torchnpy.data.skipped import Skipped, refuse_empty_batch
 from torchnpy.data.urls import UrlList
@@ -119,7 +120,9 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
         places = [(self, resolve_index(index, len(self))) for index in indices]
-        return [sample for _, sample in read_samples(places)]
+        samples = [sample for _, sample in read_samples(places)]
+        warn_of_little_shared_memory(samples)
+        return samples
 
     def _make_sample(self, position: int, data: Any) -> Any:
         sample = data if self._transform is None else self._transform(data)
