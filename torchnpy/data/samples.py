@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -177,8 +178,11 @@ def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int,
     """
     if not places:
         return []
+    urls: list[bytes] = []
+    for dataset, run in groupby(places, key=lambda place: place[0]):
+        urls += dataset._urls.encoded([position for _, position in run])
     found, failures = places[0][0]._reader.read(
-        [dataset._urls.encoded((position,))[0] for dataset, position in places],
+        urls,
         # A transform may keep what it sees, and must not keep the batch.
         together=all(dataset._transform is None for dataset, _ in places),
         keep_going=any(dataset._skipped is not None for dataset, _ in places),
