@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from support import as_list, name_in, noise, npy, npz, run_script
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, default_collate
 
 import torchnpy as tnp
-from torchnpy.data import NpyDataset, NpzDataset, concat
+from torchnpy.data import NpyDataset, NpzDataset, collate, concat
 
 COUNT = 7
 SAMPLES = [noise(50, 400, seed=i) for i in range(COUNT)]
@@ -345,4 +347,23 @@ def test_no_descriptor_left_is_an_error_with_a_remedy() -> None:
         "expected 1000 bytes of shared memory for a batch but memfd_create failed: Too many open "
         "files; a smaller batch_size, prefetch_factor or num_workers takes less memory and fewer "
         "open files (ulimit -n)\n"
+    )
+
+
+def test_little_room_in_dev_shm_is_announced_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    monkeypatch.setattr(collate, "get_worker_info", lambda: object())
+    monkeypatch.setattr(collate, "_has_warned", False)
+    samples = [(torch.zeros(1000), {"a": torch.zeros(100), "b": 3}), (torch.zeros(1000), {})]
+    collate.warn_of_little_shared_memory(samples[1:])
+    assert not caplog.records
+    collate.warn_of_little_shared_memory(samples)
+    collate.warn_of_little_shared_memory(samples)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "/dev/shm: expected room for a batch of 8400 bytes but found 4096; make it larger (docker "
+        "run --shm-size, in Kubernetes an emptyDir of medium Memory), or use a smaller batch_size "
+        "or prefetch_factor or fewer workers"
     )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, SupportsIndex
 
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
+from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
+
+_logger = logging.getLogger("torchnpy")
+_has_warned = False  # in this process
 
 
 class BatchRow(torch.Tensor):
@@ -67,3 +73,36 @@ ForkingPickler.register(
     BatchRow,
     lambda row: reduce_tensor(row.as_subclass(torch.Tensor)),  # type: ignore[no-untyped-call]
 )
+
+
+def warn_of_little_shared_memory(samples: Sequence[Any]) -> None:
+    """Says in a worker, once, what helps if the default collate finds too little of /dev/shm."""
+    global _has_warned
+    if _has_warned or get_worker_info() is None:
+        return
+    wanted = sum(map(_nbytes_to_copy, samples))
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return
+    free = status.f_bavail * status.f_frsize
+    if wanted > free:
+        _has_warned = True
+        _logger.warning(
+            "/dev/shm: expected room for a batch of %d bytes but found %d; make it larger "
+            "(docker run --shm-size, in Kubernetes an emptyDir of medium Memory), or use a smaller "
+            "batch_size or prefetch_factor or fewer workers",
+            wanted,
+            free,
+        )
+
+
+def _nbytes_to_copy(sample: Any) -> int:
+    """Bytes of its tensors, but for rows of a batch."""
+    if isinstance(sample, torch.Tensor):
+        return 0 if isinstance(sample, BatchRow) else sample.nbytes
+    if isinstance(sample, dict):
+        return sum(map(_nbytes_to_copy, sample.values()))
+    if isinstance(sample, tuple | list):
+        return sum(map(_nbytes_to_copy, sample))
+    return 0
