@@ -1,9 +1,11 @@
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 from torchnpy.sources import Array, Buffer
+
+_Row = TypeVar("_Row", bound=torch.Tensor)
 
 class Addressing:
     auto: Addressing
@@ -65,6 +67,10 @@ class BatchOptions:
 Failures: TypeAlias = list[tuple[int, Exception]]
 
 def allocate_shared(nbytes: int) -> torch.Tensor: ...
+def split_rows(batch: torch.Tensor, row_class: type[_Row]) -> list[_Row]: ...
+def are_rows(
+    batch: torch.Tensor, samples: Sequence[object], row_class: type[torch.Tensor]
+) -> bool: ...
 def load_batch(
     client: Client, urls: list[bytes], dtype: torch.dtype | None, options: BatchOptions
 ) -> tuple[torch.Tensor | list[Array], Failures]: ...

@@ -14,6 +14,8 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
+from torchnpy._ops import _C
+
 _logger = logging.getLogger("torchnpy")
 _has_warned = False  # in this process
 
@@ -25,8 +27,7 @@ class BatchRow(torch.Tensor):
     computed from a row is a plain tensor; a copy or a pickle holds the row alone.
     """
 
-    _batch: torch.Tensor
-    _index: int
+    _batch: torch.Tensor  # of the first row alone: enough to know all of them by
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -39,31 +40,22 @@ class BatchRow(torch.Tensor):
 
 def rows_of(batch: torch.Tensor) -> list[torch.Tensor]:
     """The samples of ``batch``, one a row, which the default collate makes ``batch`` again."""
-    rows: list[torch.Tensor] = []
-    for index, view in enumerate(batch.unbind()):
-        row = view.as_subclass(BatchRow)
-        row._batch = batch
-        row._index = index
-        rows.append(row)
-    return rows
-
-
-def plain(sample: torch.Tensor) -> torch.Tensor:
-    """The sample as a tensor that is no BatchRow."""
-    return sample.as_subclass(torch.Tensor) if isinstance(sample, BatchRow) else sample
+    rows = _C.split_rows(batch, BatchRow)
+    if rows:
+        rows[0]._batch = batch
+    return list(rows)
 
 
 def _collate_rows(
     samples: Sequence[torch.Tensor], *, collate_fn_map: dict[Any, Callable[..., Any]] | None = None
 ) -> Any:
     batch = getattr(samples[0], "_batch", None)
-    is_all = isinstance(batch, torch.Tensor) and len(samples) == len(batch)
-    if is_all and all(
-        type(sample) is BatchRow and sample._batch is batch and sample._index == index
-        for index, sample in enumerate(samples)
-    ):
+    if batch is not None and _C.are_rows(batch, samples, BatchRow):
         return batch
-    tensors = [plain(sample) for sample in samples]
+    tensors = [
+        sample.as_subclass(torch.Tensor) if isinstance(sample, BatchRow) else sample
+        for sample in samples
+    ]
     return collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
 
 
