@@ -367,3 +367,18 @@ def test_little_room_in_dev_shm_is_announced_with_a_remedy(
         "run --shm-size, in Kubernetes an emptyDir of medium Memory), or use a smaller batch_size "
         "or prefetch_factor or fewer workers"
     )
+
+
+def test_a_sample_that_could_not_lie_there_once_for_each_still_loads(tmp_path: Path) -> None:
+    urls = local(tmp_path, [noise(30 << 20), *(noise(10, seed=i) for i in range(20))])
+    # Twenty-one of the first would take 630 MiB; the address space ends before.
+    script = """
+        import resource, sys
+        from torchnpy.data import NpyDataset
+        dataset = NpyDataset(sys.argv[1:])
+        dataset.__getitems__([1, 2])
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+        print([len(sample) for sample in dataset.__getitems__(range(len(dataset)))][:3])
+    """
+    assert run_script(script, *urls) == "[31457280, 10, 10]\n"

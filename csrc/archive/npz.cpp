@@ -295,7 +295,7 @@ struct NpzLoader::State {
       MemberRead& complete = members[place];
       name_errors(complete.zip(), [&] {
         entries[place] = complete.decode();
-        if (options.decoded) options.decoded(entries[place]);
+        if (options.decoded) options.decoded(entries[place], workers);
       });
     };
     bool is_small = cost_ns < kWorthGiving_ns;

@@ -5,11 +5,9 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <numeric>
 #include <utility>
 
 #include "base/error.h"
-#include "base/wait.h"
 #include "torch/batch_column.h"
 
 namespace torchnpy {
@@ -80,7 +78,11 @@ class Loads {
     return samples;
   }
 
-  std::vector<Failure> take_failures() { return std::move(failures_); }
+  // In the order of the samples.
+  std::vector<Failure> take_failures() {
+    std::ranges::sort(failures_, {}, &Failure::index);
+    return std::move(failures_);
+  }
 
  private:
   void fail(size_t sample, const std::exception_ptr& error) {
@@ -183,7 +185,7 @@ struct ArchiveLoad {
   NpzLoadOptions options() {
     NpzLoadOptions result = make_load_options(memory.keys, memory.npz_options);
     if (memory.options.together) {
-      result.decoded = [this](NpzEntry& entry) { place(entry); };
+      result.decoded = [this](NpzEntry& decoded, Workers* workers) { place(decoded, workers); };
     }
     return result;
   }
@@ -195,10 +197,10 @@ struct ArchiveLoad {
   NpzEntry& entry(size_t key) { return loader.entries()[loader.places()[key]]; }
 
   // On the thread that decoded it.
-  void place(NpzEntry& decoded) {
+  void place(NpzEntry& decoded, Workers* workers) {
     BatchColumn& column = column_of(decoded);
     if (!decoded.header) return column.refuse();
-    const std::optional<MutableBytes> row = column.row(index, *decoded.header, nullptr);
+    const std::optional<MutableBytes> row = column.row(index, *decoded.header, workers);
     if (!row) return;
     if (!row->empty()) std::memcpy(row->data(), decoded.data.bytes.data(), row->size());
     decoded.data = {*row, nullptr};
