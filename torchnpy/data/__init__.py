@@ -2,5 +2,6 @@
 
 from torchnpy.data.npy import NpyDataset
 from torchnpy.data.npz import NpzDataset
+from torchnpy.data.stream import NpyStream
 
-__all__ = ["NpyDataset", "NpzDataset"]
+__all__ = ["NpyDataset", "NpyStream", "NpzDataset"]

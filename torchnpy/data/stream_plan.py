@@ -88,10 +88,10 @@ class Stage:
 
 
 class Block(NamedTuple):
-    """The next ``count`` samples. They are rows that are read next, picked in the order ``picks``
-    (of ``range(count)``), or as they are read."""
+    """The next ``row_count`` samples. They are the rows that are read next, in the order ``picks``
+    (of their numbers among these), or as they are read."""
 
-    count: int
+    row_count: int
     picks: list[int] | None
 
 
