@@ -123,6 +123,6 @@ class Board:
 
 
 def _share(words: torch.Tensor) -> torch.Tensor:
-    if not words.is_shared():
+    if not words.is_shared():  # type: ignore[no-untyped-call]
         words.share_memory_()  # type: ignore[no-untyped-call]
     return words
