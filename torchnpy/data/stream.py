@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from torchnpy.client import Client, default_client
-from torchnpy.data.stream_board import Board
+from torchnpy.data.stream_board import MAX_WORKERS, Board
 from torchnpy.data.stream_plan import (
     UNEVEN,
     ConsumerPlan,
@@ -228,8 +228,8 @@ class NpyStream(IterableDataset[Any]):
                 but for as many workers as before, load it into the StatefulDataLoader.
 
         Raises:
-            ValueError: The state is of other shards or arguments; or, here or when the iteration
-                begins, of another number of consumers and not complete.
+            ValueError: The state is of other shards or arguments; or, in a worker at once and
+                else at the first sample, of another number of consumers and not complete.
         """
         identity, place = parse_states(state)
         self._identity().check(identity)
@@ -288,9 +288,10 @@ class NpyStream(IterableDataset[Any]):
             self._board.has_workers = False
         self._resume = _Resume(place, self._board.issue_ticket() if is_parent else 0)
 
-    def _take_resume(self) -> Place | _Batches | None:
+    def _take_resume(self) -> Place | _Batches | Exception | None:
         """What the iteration that begins goes on from. Each loaded state is used once: here, or
-        once by each worker of a DataLoader."""
+        once by each worker of a DataLoader. Errors are for its first sample: a persistent worker
+        that raises before ends without a word."""
         resume, info = self._resume, get_worker_info()
         if info is None or (resume is not None and resume.ticket == 0):
             self._resume = None
@@ -302,10 +303,15 @@ class NpyStream(IterableDataset[Any]):
         if ticket == 0:
             return None
         if resume is None or resume.ticket != ticket:
-            raise RuntimeError(
+            return RuntimeError(
                 "expected workers that began after a state was loaded but found persistent ones "
                 "from before, which do not know it; load it before the first iteration, or make "
                 "a new DataLoader"
+            )
+        if info.id >= MAX_WORKERS:
+            return ValueError(
+                f"num_workers: expected at most {MAX_WORKERS} to resume but found "
+                f"{info.num_workers}"
             )
         return resume.place if self._board.use_ticket(info.id) else None
 
@@ -364,7 +370,7 @@ class _Pass:
         rank: int,
         worker: int,
         layout: Layout,
-        resume: Place | _Batches | None,
+        resume: Place | _Batches | Exception | None,
     ) -> None:
         self._stream = stream
         self._rank = rank
@@ -375,8 +381,6 @@ class _Pass:
         self._rows = resume.rows if isinstance(resume, Place) else ""
         """Digest of the shards' numbers of rows, once they are known."""
         self._found: _Start | None = None
-        if not isinstance(resume, _Batches):
-            self._found = self._find_start()
         self._ready: list[Row] = []
         """The samples to yield next, last first."""
         self._ready_end: int | None = None
@@ -418,6 +422,8 @@ class _Pass:
     def _find_start(self) -> _Start:
         if self._found is None:
             worker, layout = self._worker, self._layout
+            if isinstance(self._resume, Exception):
+                raise self._resume
             if self._resume is None:
                 consumer = self._rank * layout.num_workers + worker
                 self._found = _Start((), consumer, 0, 0)

@@ -70,11 +70,8 @@ class Board:
         self._words[_TICKET] = 0
 
     def use_ticket(self, worker: int) -> bool:
-        """True the first time that a worker of this number asks with this ticket."""
-        if worker >= MAX_WORKERS:
-            raise ValueError(
-                f"num_workers: expected at most {MAX_WORKERS} to resume but found worker {worker}"
-            )
+        """True the first time that a worker of this number, below MAX_WORKERS, asks with this
+        ticket."""
         slot = _FIRST_SLOT + worker
         if self._words[slot] == self._words[_TICKET]:
             return False
