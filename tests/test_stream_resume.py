@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from servers.http import ObjectServer
-from support import noise, npy, start_script
+from support import noise, npy, run_script, start_script
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -200,13 +200,28 @@ def test_persistent_workers_of_a_stateful_loader_go_on(shards: list[str]) -> Non
 
 
 def test_a_stateful_loader_refuses_another_number_of_workers(shards: list[str]) -> None:
-    loader = StatefulDataLoader(NpyStream(shards), 4, num_workers=2)
-    next(iter(loader))
-    state = loader.state_dict()
-    other = StatefulDataLoader(NpyStream(shards), 4, num_workers=1)
-    other.load_state_dict(state)
-    with pytest.raises((ValueError, AssertionError)):
-        next(iter(other))
+    out = run_script(  # what it leaves behind takes seconds to end
+        """
+        import os, sys, warnings
+        from torchnpy.data import NpyStream
+        warnings.simplefilter("ignore")
+        from torchdata.stateful_dataloader import StatefulDataLoader
+        loader = StatefulDataLoader(NpyStream(sys.argv[1:]), 4, num_workers=2)
+        next(iter(loader))
+        state = loader.state_dict()
+        for workers in (0, 1, 3):
+            other = StatefulDataLoader(NpyStream(sys.argv[1:]), 4, num_workers=workers)
+            other.load_state_dict(state)
+            try:
+                next(iter(other))
+            except (ValueError, AssertionError) as error:
+                print(type(error).__name__, str(error).split(";")[-1], flush=True)
+        os._exit(0)
+        """,
+        *shards,
+    )
+    assert "State doesn't contain key '_num_yielded'" in out, "torchdata says so itself"
+    assert out.count("pass the states of all ranks' StatefulDataLoaders") == 2
 
 
 @pytest.mark.parametrize("new_workers", [0, 1, 3])
