@@ -70,6 +70,15 @@ def flat(batches: Any) -> list[int]:
     return [int(number) for batch in batches for number in batch]
 
 
+def drain(loader: Any) -> None:
+    """When a loader raises, torch takes seconds to end workers that it collects as garbage."""
+    iterator = iter(loader)
+    try:
+        list(iterator)
+    finally:
+        getattr(iterator, "_shutdown_workers", int)()
+
+
 def saved(state: Any) -> Any:
     """As a checkpoint holds it."""
     file = io.BytesIO()
@@ -200,28 +209,31 @@ def test_persistent_workers_of_a_stateful_loader_go_on(shards: list[str]) -> Non
 
 
 def test_a_stateful_loader_refuses_another_number_of_workers(shards: list[str]) -> None:
-    out = run_script(  # what it leaves behind takes seconds to end
+    out = run_script(
         """
-        import os, sys, warnings
+        import multiprocessing, os, signal, sys, warnings
         from torchnpy.data import NpyStream
         warnings.simplefilter("ignore")
         from torchdata.stateful_dataloader import StatefulDataLoader
         loader = StatefulDataLoader(NpyStream(sys.argv[1:]), 4, num_workers=2)
         next(iter(loader))
         state = loader.state_dict()
-        for workers in (0, 1, 3):
-            other = StatefulDataLoader(NpyStream(sys.argv[1:]), 4, num_workers=workers)
-            other.load_state_dict(state)
-            try:
-                next(iter(other))
-            except (ValueError, AssertionError) as error:
-                print(type(error).__name__, str(error).split(";")[-1], flush=True)
+        loader = StatefulDataLoader(NpyStream(sys.argv[1:]), 4, num_workers=1)
+        loader.load_state_dict(state)
+        try:
+            next(iter(loader))
+        except ValueError as error:
+            print(error, flush=True)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for child in multiprocessing.active_children():  # torchdata waits for it for seconds
+            child.kill()
+            child.join()
         os._exit(0)
         """,
         *shards,
     )
-    assert "State doesn't contain key '_num_yielded'" in out, "torchdata says so itself"
-    assert out.count("pass the states of all ranks' StatefulDataLoaders") == 2
+    assert "all 2 consumers (1 ranks with 2 workers" in out
+    assert "pass the states of all ranks' StatefulDataLoaders" in out
 
 
 @pytest.mark.parametrize("new_workers", [0, 1, 3])
@@ -289,7 +301,7 @@ def test_states_of_some_consumers_do_not_tell_where_others_go_on(
     as_rank(0, 1)
     stream.load_state_dict(state)
     with pytest.raises(ValueError, match=r"all 2 consumers"):
-        next(iter(DataLoader(stream, num_workers=1)))
+        drain(DataLoader(stream, num_workers=1))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +442,7 @@ def test_persistent_workers_from_before_cannot_resume(shards: list[str]) -> None
     list(loader)
     stream.resume(0, 2, 5, 1)
     with pytest.raises(RuntimeError, match="make a new DataLoader"):
-        list(loader)
+        drain(loader)
     del loader
     loader = DataLoader(stream, 5, num_workers=1, persistent_workers=True)
     assert len(flat(loader)) == COUNT - 10
