@@ -19,23 +19,21 @@ from torchnpy.data.stream_plan import (
     ConsumerPlan,
     Layout,
     Shuffle,
-    Stage,
     Uneven,
     order_epoch,
     positions_after,
 )
-from torchnpy.data.stream_reader import Row, RowReader, Shards
+from torchnpy.data.stream_reader import Row, RowReader, Shards, choose_own, read_in_order
 from torchnpy.data.stream_state import (
     Identity,
     Place,
+    Start,
+    continue_from,
     describe_rows,
     describe_urls,
     format_state,
     parse_states,
 )
-
-# Rows from this size on are looked at: whether they are all of what was loaded, and need no copy.
-_LARGE_ROW_NBYTES = 64 << 10
 
 
 class _Rank(NamedTuple):
@@ -236,7 +234,7 @@ class NpyStream(IterableDataset[Any]):
         info = get_worker_info()
         if info is not None:
             rank = self._rank()
-            _continue(place, rank.number, info.id, self._layout(rank, info.num_workers))
+            continue_from(place, rank.number, info.id, self._layout(rank, info.num_workers))
         self._load(place)
 
     def resume(
@@ -354,13 +352,6 @@ class NpyStream(IterableDataset[Any]):
         )
 
 
-class _Start(NamedTuple):
-    stages: tuple[Stage, ...]
-    consumer: int
-    position: int
-    rotation: int
-
-
 class _Pass:
     """One iteration of a stream in one process."""
 
@@ -380,7 +371,7 @@ class _Pass:
         self._resume = resume
         self._rows = resume.rows if isinstance(resume, Place) else ""
         """Digest of the shards' numbers of rows, once they are known."""
-        self._found: _Start | None = None
+        self._found: Start | None = None
         self._ready: list[Row] = []
         """The samples to yield next, last first."""
         self._ready_end: int | None = None
@@ -407,11 +398,11 @@ class _Pass:
         while position < len(plan):
             reader = RowReader(shards, plan.read_runs(position), self._stream._prefetch_nbytes)
             try:
-                for rows in _read_in_order(reader, plan, position):
+                for rows in read_in_order(reader, plan, position):
                     rows.reverse()
                     self._ready = rows
                     self._ready_end += len(rows)
-                    own = _own_large if _nbytes(rows[0]) >= _LARGE_ROW_NBYTES else _own
+                    own = choose_own(rows)
                     while rows:
                         sample = own(rows.pop())
                         yield sample if transform is None else transform(sample)
@@ -419,17 +410,17 @@ class _Pass:
                 reader.close()
             position = self._ready_end  # a forked child goes on with a reader of its own
 
-    def _find_start(self) -> _Start:
+    def _find_start(self) -> Start:
         if self._found is None:
             worker, layout = self._worker, self._layout
             if isinstance(self._resume, Exception):
                 raise self._resume
             if self._resume is None:
                 consumer = self._rank * layout.num_workers + worker
-                self._found = _Start((), consumer, 0, 0)
+                self._found = Start((), consumer, 0, 0)
             else:
                 place = self._stream._find_place(self._resume, layout)
-                self._found = _continue(place, self._rank, worker, layout)
+                self._found = continue_from(place, self._rank, worker, layout)
         return self._found
 
     def _prepare(self) -> tuple[ConsumerPlan, Shards, int]:
@@ -461,74 +452,6 @@ class _Pass:
             client=stream._client,
         )
         return plan, shards, start.position
-
-
-def _continue(place: Place, rank: int, worker: int, layout: Layout) -> _Start:
-    """Where a worker of ``layout`` goes on.
-
-    Raises:
-        ValueError: ``place`` does not say.
-    """
-    if place.layout == layout:
-        rotation = place.rotations.get(rank, 0)
-        consumer = rank * layout.num_workers + (worker + rotation) % layout.num_workers
-        if consumer in place.positions:
-            return _Start(place.stages, consumer, place.positions[consumer], rotation)
-    if not place.is_complete:
-        before = place.layout
-        raise ValueError(
-            f"state: expected states of all {before.consumer_count} consumers "
-            f"({before.world_size} ranks with {before.num_workers} workers, "
-            f"uneven={before.uneven!r}), but found {len(place.positions)}, which do not tell where "
-            f"rank {rank}, worker {worker} of {layout.world_size} ranks with {layout.num_workers} "
-            f"workers, uneven={layout.uneven!r}, goes on; resume with as many as before, or pass "
-            "the states of all ranks' StatefulDataLoaders to NpyStream.load_state_dict() in a list"
-        )
-    return _Start(place.ended(), rank * layout.num_workers + worker, 0, 0)
-
-
-def _read_in_order(reader: RowReader, plan: ConsumerPlan, position: int) -> Iterator[list[Row]]:
-    """The rows, which become samples, in the order in which they are yielded. When it goes on,
-    those that it gave before have been yielded. Ends early in a forked child."""
-    taken = 0
-    waiting: list[Row] = []
-    for count, picks in plan.blocks(position):
-        goal = taken - len(waiting) + count
-        while taken < goal:
-            if not reader.is_of_this_process:
-                return
-            reader.release(taken - len(waiting) if picks is None else goal - count)
-            if picks is not None:
-                reader.want(goal)
-            for rows in reader.take():
-                taken += len(rows)
-                if picks is None:
-                    yield rows
-                else:
-                    waiting += rows
-        if picks is not None:
-            ordered = [waiting[pick] for pick in picks]
-            del waiting[:count]
-            yield ordered
-
-
-def _own(row: Row) -> Row:
-    """A view of a chunk would keep all of it alive, and take it along out of a worker."""
-    if isinstance(row, dict):
-        return {name: field.clone() for name, field in row.items()}
-    return row.clone()
-
-
-def _own_large(row: Row) -> Row:
-    if isinstance(row, torch.Tensor) and row.untyped_storage().nbytes() == row.nbytes:
-        return row
-    return _own(row)
-
-
-def _nbytes(row: Row) -> int:
-    if isinstance(row, dict):
-        return sum(field.nbytes for field in row.values())
-    return row.nbytes
 
 
 def _check_count(name: str, value: int, least: int) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client
-from torchnpy.data.stream_plan import Run
+from torchnpy.data.stream_plan import ConsumerPlan, Run
 from torchnpy.errors import FormatError
 from torchnpy.sources import Array, encode, native
 
@@ -31,6 +31,8 @@ _CHUNK_ROWS = 16 << 10
 _CHUNK_PIECES = 512
 # Rows of one shard with a gap of at most so many bytes between them are read together.
 _GAP_NBYTES = 16 << 10
+# Rows from this size on are looked at: whether they are all of what was loaded, and need no copy.
+_LARGE_ROW_NBYTES = 64 << 10
 
 
 class Shard(NamedTuple):
@@ -296,6 +298,55 @@ class RowReader:
 
 def _end(chunk: Chunk) -> int:
     return chunk.begin + chunk.row_count
+
+
+def read_in_order(reader: RowReader, plan: ConsumerPlan, position: int) -> Iterator[list[Row]]:
+    """The rows, which become samples, in the order in which they are yielded. When it goes on,
+    those that it gave before have been yielded. Ends early in a forked child."""
+    taken = 0
+    waiting: list[Row] = []
+    for count, picks in plan.blocks(position):
+        goal = taken - len(waiting) + count
+        while taken < goal:
+            if not reader.is_of_this_process:
+                return
+            reader.release(taken - len(waiting) if picks is None else goal - count)
+            if picks is not None:
+                reader.want(goal)
+            for rows in reader.take():
+                taken += len(rows)
+                if picks is None:
+                    yield rows
+                else:
+                    waiting += rows
+        if picks is not None:
+            ordered = [waiting[pick] for pick in picks]
+            del waiting[:count]
+            yield ordered
+
+
+def choose_own(rows: list[Row]) -> Callable[[Row], Row]:
+    """What makes rows that were taken tensors of their own: a view of a chunk would keep all of it
+    alive, and take it along out of a worker."""
+    return _own_large if _nbytes(rows[0]) >= _LARGE_ROW_NBYTES else _own
+
+
+def _own(row: Row) -> Row:
+    if isinstance(row, dict):
+        return {name: field.clone() for name, field in row.items()}
+    return row.clone()
+
+
+def _own_large(row: Row) -> Row:
+    if isinstance(row, torch.Tensor) and row.untyped_storage().nbytes() == row.nbytes:
+        return row
+    return _own(row)
+
+
+def _nbytes(row: Row) -> int:
+    if isinstance(row, dict):
+        return sum(field.nbytes for field in row.values())
+    return row.nbytes
 
 
 _readers: weakref.WeakSet[RowReader] = weakref.WeakSet()

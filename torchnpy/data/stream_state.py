@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchnpy.data.stream_plan import UNEVEN, Layout, Stage
 
@@ -76,6 +76,39 @@ class Place:
         return (*self.stages, stage)
 
 
+class Start(NamedTuple):
+    """Where one worker begins."""
+
+    stages: tuple[Stage, ...]
+    consumer: int
+    position: int
+    rotation: int
+
+
+def continue_from(place: Place, rank: int, worker: int, layout: Layout) -> Start:
+    """Where a worker of ``layout`` goes on.
+
+    Raises:
+        ValueError: ``place`` does not say.
+    """
+    if place.layout == layout:
+        rotation = place.rotations.get(rank, 0)
+        consumer = rank * layout.num_workers + (worker + rotation) % layout.num_workers
+        if consumer in place.positions:
+            return Start(place.stages, consumer, place.positions[consumer], rotation)
+    if not place.is_complete:
+        before = place.layout
+        raise ValueError(
+            f"state: expected states of all {before.consumer_count} consumers "
+            f"({before.world_size} ranks with {before.num_workers} workers, "
+            f"uneven={before.uneven!r}), but found {len(place.positions)}, which do not tell where "
+            f"rank {rank}, worker {worker} of {layout.world_size} ranks with {layout.num_workers} "
+            f"workers, uneven={layout.uneven!r}, goes on; resume with as many as before, or pass "
+            "the states of all ranks' StatefulDataLoaders to NpyStream.load_state_dict() in a list"
+        )
+    return Start(place.ended(), rank * layout.num_workers + worker, 0, 0)
+
+
 def describe_urls(urls: Iterable[str]) -> str:
     """Their number and a digest, without what may change from day to day or be a secret: the query
     of a presigned URL."""
@@ -88,7 +121,7 @@ def describe_urls(urls: Iterable[str]) -> str:
 
 
 def describe_rows(row_offsets: Sequence[int]) -> str:
-    digest = hashlib.sha256(repr(list(row_offsets)).encode())
+    digest = hashlib.sha256(",".join(map(str, row_offsets)).encode())
     return f"{row_offsets[-1]} rows {digest.hexdigest()[:16]}"
 
 
