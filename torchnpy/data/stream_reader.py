@@ -195,6 +195,7 @@ class RowReader:
         self._stop = _C.StopFlag()
         self._closed = False
         self._failed = False
+        self._broken: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._pid = os.getpid()
         self._started: deque[Chunk] = deque()
@@ -226,7 +227,7 @@ class RowReader:
         """
         with self._changed:
             self._start_threads()
-            while (loaded := self._loaded.pop(self._taken, None)) is None:
+            while (loaded := self._loaded.pop(self._taken, self._broken)) is None:
                 self._changed.wait()
             if isinstance(loaded, BaseException):
                 raise loaded
@@ -262,6 +263,14 @@ class RowReader:
             thread.start()
 
     def _work(self) -> None:
+        try:
+            self._load_chunks()
+        except BaseException as error:  # who waits for this thread would wait forever
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
+
+    def _load_chunks(self) -> None:
         while (chunk := self._begin_chunk()) is not None:
             loaded: list[Array] | BaseException
             try:
