@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <functional>
+#include <thread>
 
 #include "base/error.h"
 #include "base/wait.h"
@@ -301,6 +303,19 @@ TEST_F(LoaderTest, InterruptEndsTheWait) {
   NpyLoader stalled(std::make_shared<StalledSource>(), heap_allocator());
   EXPECT_THROW(load_one(stalled), InterruptedError);
   set_interrupt_check(nullptr);
+}
+
+TEST_F(LoaderTest, AnotherThreadEndsTheWait) {
+  std::atomic<bool> wanted{false};
+  std::thread other([&wanted] { wanted = true; });
+  {
+    const StopScope scope(wanted);
+    NpyLoader stalled(std::make_shared<StalledSource>(), heap_allocator());
+    EXPECT_THROW(load_one(stalled), InterruptedError);
+    EXPECT_TRUE(WaitScope::must_stop());
+  }
+  EXPECT_FALSE(WaitScope::must_stop());
+  other.join();
 }
 
 // Arrays whose store has a checksum.
