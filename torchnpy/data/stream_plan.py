@@ -268,7 +268,7 @@ def positions_after(
                 if done > 0 and taken[worker] < count:
                     taken[worker] += 1
                     done -= 1
-        if drop_last and taken == counts:
+        if drop_last and batches_done > 0 and taken == counts:
             positions += lengths
         else:
             positions += [
