@@ -101,3 +101,18 @@ def test_the_readmes_archive_is_read(tmp_path: Path) -> None:
     out = run_script(f"import os, sys\nos.chdir(sys.argv[1])\n{code}", tmp_path)
     assert "image" in out
     assert "(480, 640, 3)" in out
+
+
+def test_train_ddp_shows_each_sample_once_in_both_styles() -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--limit", "121", "--epochs", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, EXAMPLES / "train_ddp.py", *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for style in ("map", "stream"):
+        for epoch in range(2):
+            expected = f"{style}, epoch {epoch}: ranks saw [61, 61] samples, together 121 of 121, 1"
+            assert expected in done.stdout

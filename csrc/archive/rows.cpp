@@ -26,61 +26,6 @@ constexpr size_t kGapRoomNbytes = 64 << 10;
 
 }  // namespace
 
-struct NpyHeadLoader::State final : Sink {
-  explicit State(std::shared_ptr<Source> source_in) : source(std::move(source_in)) {}
-
-  const std::shared_ptr<Source> source;
-  std::vector<uint8_t> content;
-  uint64_t filled_nbytes = 0;
-  std::optional<NpyHeader> header;
-
-  ByteView prefix() const { return ByteView(content).first(filled_nbytes); }
-
-  std::vector<Read> next() {
-    if (header) return {};
-    if (content.empty()) return read_to(kHeadReadNbytes);
-    const std::optional<uint64_t> data_offset = find_npy_data_offset(prefix());
-    const bool is_cut_short = filled_nbytes < content.size();
-    if (data_offset && *data_offset > filled_nbytes && !is_cut_short) return read_to(*data_offset);
-    header = parse_npy_header(prefix());  // throws: it is cut short
-    const bool is_loadable = header->dtype.type != ScalarType::kObject;
-    if (const std::optional<uint64_t> nbytes = source->nbytes(); nbytes && is_loadable) {
-      check_npy_data(*header, *nbytes - std::min(*nbytes, header->data_offset));
-    }
-    return {};
-  }
-
-  std::vector<Read> read_to(uint64_t end) {
-    content.resize(end);
-    return {{{filled_nbytes, end - filled_nbytes}, this}};
-  }
-
-  MutableBytes room(uint64_t offset, size_t want) override {
-    if (offset >= content.size()) return {};
-    return MutableBytes(content).subspan(offset, std::min<uint64_t>(want, content.size() - offset));
-  }
-  void filled(uint64_t offset, size_t nbytes) override { filled_nbytes = offset + nbytes; }
-  void done(std::exception_ptr) override {}
-
-  bool restart() override {
-    content.clear();
-    filled_nbytes = 0;
-    header.reset();
-    return true;
-  }
-};
-
-NpyHeadLoader::NpyHeadLoader(std::shared_ptr<Source> source)
-    : state_(std::make_unique<State>(std::move(source))) {}
-NpyHeadLoader::~NpyHeadLoader() = default;
-Source& NpyHeadLoader::source() { return *state_->source; }
-std::vector<Read> NpyHeadLoader::next() { return state_->next(); }
-bool NpyHeadLoader::restart() { return state_->restart(); }
-NpyHeader& NpyHeadLoader::header() { return *state_->header; }
-ByteView NpyHeadLoader::bytes() const {
-  return ByteView(state_->content).first(state_->header->data_offset);
-}
-
 RowLayout find_rows(const NpyHeader& header) {
   if (header.shape.empty()) {
     throw ArgumentError("expected an array with rows but found one of shape (); load it whole");

@@ -10,29 +10,6 @@
 
 namespace torchnpy {
 
-// The first read of a header: seldom is one longer than 128 bytes.
-inline constexpr uint64_t kHeadReadNbytes = 4 << 10;
-
-// Reads the header of a .npy and little more. FormatError when the object, whose length is known
-// then, is too short for the data that the header declares; not asked where the data cannot be
-// loaded. The caller finds that out, who may know what the bits of a void dtype are.
-class NpyHeadLoader final : public Loader {
- public:
-  explicit NpyHeadLoader(std::shared_ptr<Source> source);
-  ~NpyHeadLoader() override;
-  Source& source() override;
-  std::vector<Read> next() override;
-  bool restart() override;
-
-  // When done: the header, and the bytes that it was parsed from, all in front of the data.
-  NpyHeader& header();
-  ByteView bytes() const;
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
-
 // Where the rows of an array lie in its object.
 struct RowLayout {
   uint64_t data_offset = 0;

@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "archive/header_loader.h"
 #include "archive/rows.h"
 #include "archive/runs.h"
 #include "base/error.h"
@@ -106,7 +107,7 @@ struct Head {
   std::string object;  // its name
 };
 
-Head take_head(NpyHeadLoader& load) {
+Head take_head(NpyHeaderLoader& load) {
   Head head;
   head.bytes = as_text(load.bytes());
   head.header = std::move(load.header());
@@ -247,12 +248,12 @@ std::shared_ptr<const RowTable> RowReader::read_table() {
   Head first;
   for (size_t begin = 0; begin < ids.size(); begin += kMaxOpen) {
     const auto wave = std::span(ids).subspan(begin, std::min(kMaxOpen, ids.size() - begin));
-    std::deque<NpyHeadLoader> loads;
+    std::deque<NpyHeaderLoader> loads;
     std::vector<Loader*> loaders;
     for (const ObjectId& id : wave) {
       std::shared_ptr<Source> source = client_->open(columns_[id.column].urls[id.place], false);
       open_->keep(id, source);
-      loaders.push_back(&loads.emplace_back(std::move(source)));
+      loaders.push_back(&loads.emplace_back(std::move(source), /*check_data=*/true));
     }
     run_all(loaders);
     for (size_t i = 0; i < wave.size(); ++i) {
@@ -284,7 +285,7 @@ std::shared_ptr<Source> RowReader::open(const RowTable& table, size_t column, si
     source->expect_version(known.versions[place]);
   } else {
     // A file: it may have grown, nothing else.
-    NpyHeadLoader load(source);
+    NpyHeaderLoader load(source, /*check_data=*/true);
     load_one(load);
     const NpyHeader& header = load.header();
     const RowLayout layout = known.layout(place);

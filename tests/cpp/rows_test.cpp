@@ -1,4 +1,4 @@
-// RowsLoader and NpyHeadLoader: which reads they ask for, and where the bytes go.
+// RowsLoader: which reads they ask for, and where the bytes go.
 #include "archive/rows.h"
 
 #include <fmt/format.h>
@@ -206,49 +206,6 @@ TEST_F(Rows, ChangedObjectIsNotReadAnew) {
 TEST_F(Rows, NoRowsTakeNoRead) {
   EXPECT_EQ(read(std::vector<uint64_t>{}), "");
   EXPECT_EQ(reads(), Reads{});
-}
-
-TEST_F(Rows, HeaderTakesOneShortRead) {
-  NpyHeadLoader loader(source_);
-  load_one(loader);
-  EXPECT_EQ(loader.header().shape, (std::vector<uint64_t>{kRowCount, kRowNbytes}));
-  EXPECT_EQ(as_text(loader.bytes()), object_.substr(0, kHeaderNbytes));
-  ASSERT_EQ(source_->reads.size(), 1U);
-  EXPECT_EQ(source_->reads[0].nbytes, kHeadReadNbytes);
-}
-
-TEST_F(Rows, LongHeaderTakesASecondRead) {
-  const std::string spaces(9000, ' ');
-  make_source(
-      npy_bytes("{'descr': '|u1', 'fortran_order': False, 'shape': (3,), }" + spaces, "abc"));
-  NpyHeadLoader loader(source_);
-  load_one(loader);
-  EXPECT_EQ(loader.header().shape, std::vector<uint64_t>{3});
-  EXPECT_EQ(source_->reads.size(), 2U);
-}
-
-TEST_F(Rows, HeaderOfAChangedObjectIsReadAnew) {
-  source_->changes_to = make_npy(3, 5);
-  source_->reads.push_back({});  // so that the next one fails
-  source_->fault =
-      std::make_exception_ptr(TransportError("memory: changed", TransportError::Kind::kChanged));
-  NpyHeadLoader loader(source_);
-  load_one(loader);
-  EXPECT_EQ(loader.header().shape, (std::vector<uint64_t>{3, 5}));
-}
-
-TEST_F(Rows, HeaderThatIsCutShortIsAnError) {
-  for (const size_t nbytes : {5, 20, 100}) {
-    make_source(object_.substr(0, nbytes));
-    NpyHeadLoader loader(source_);
-    EXPECT_THROW(load_one(loader), FormatError);
-  }
-}
-
-TEST_F(Rows, HeaderThatPromisesMoreThanThereIsIsAnError) {
-  make_source(object_.substr(0, kHeaderNbytes + 300'500));
-  NpyHeadLoader loader(source_);
-  EXPECT_THROW(load_one(loader), FormatError);
 }
 
 }  // namespace
