@@ -18,7 +18,6 @@ from torchnpy.sources import (
     Buffer,
     NpyHeader,
     Source,
-    Url,
     encode,
     is_stream,
     is_url,
@@ -126,7 +125,7 @@ class NpzFile(Mapping[str, Array]):
         Raises:
             As npz[name]; the first failure ends the rest.
         """
-        keys = None if names is None else _check_names(names)
+        keys = None if names is None else check_names(names)
         return _C.read_npz(self._open(), keys, dtype)
 
     def header(self, name: str) -> NpyHeader:
@@ -230,23 +229,8 @@ def open_npz(
     return NpzFile(_C.open_npz_bytes(data, name, False, values, verify, None))
 
 
-def read_many(
-    urls: Iterable[Url],
-    names: Iterable[str] | None = None,
-    *,
-    verify: bool = True,
-    client: Client | None = None,
-) -> list[dict[str, Array]]:
-    """The members ``names`` of many archives, or all, which are opened and read all at once.
-
-    Raises:
-        As NpzFile.read(); the first failure ends the rest.
-    """
-    keys = None if names is None else _check_names(names)
-    return _C.load_npz_many(native(client), [encode(url) for url in urls], keys, verify)
-
-
-def _check_names(names: Iterable[str]) -> list[str]:
+def check_names(names: Iterable[str]) -> list[str]:
+    """The names as a list; raises for what can be none."""
     if isinstance(names, str):
         raise TypeError(f"names: expected names of members but found one text, {names!r}")
     return [_check_name(name) for name in names]

@@ -242,7 +242,10 @@ NpyLoader::NpyLoader(std::shared_ptr<Source> source, Allocator& allocator, NpyLo
     : state_(std::make_unique<State>(std::move(source), allocator, options)) {}
 NpyLoader::~NpyLoader() = default;
 Source& NpyLoader::source() { return *state_->source; }
-void NpyLoader::attach(Workers& workers) { state_->workers = &workers; }
+void NpyLoader::attach(Workers& workers) {
+  state_->workers = &workers;
+  state_->allocator.attach(workers);
+}
 std::vector<Read> NpyLoader::next() { return state_->next(); }
 bool NpyLoader::restart() {
   state_->stage = State::Stage::kStart;

@@ -20,10 +20,21 @@
 
 namespace torchnpy {
 
+// Who does a loader's CPU work.
+class Workers {
+ public:
+  virtual ~Workers() = default;
+  // `work` will run once, on any thread; of much work the dearest runs first. `cost_ns`: the time
+  // that it takes, roughly. What it throws ends the load.
+  virtual void run(std::function<void()> work, uint64_t cost_ns) = 0;
+};
+
 // Where the bytes of arrays end up: the caller's choice.
 class Allocator {
  public:
   virtual ~Allocator() = default;
+  // Comes before allocate(), which may ask `workers`, as the loader may.
+  virtual void attach(Workers&) {}
   // Memory for `nbytes`, alignment at least 16. Called once an array, or again when its load
   // starts anew; by any number of threads at once, I/O threads among them. Throws what shall
   // end the load.
@@ -36,15 +47,6 @@ Allocator& heap_allocator();
 struct Read {
   Range range;
   Sink* sink;
-};
-
-// Who does a loader's CPU work.
-class Workers {
- public:
-  virtual ~Workers() = default;
-  // `work` will run once, on any thread; of much work the dearest runs first. `cost_ns`: the time
-  // that it takes, roughly. What it throws ends the load.
-  virtual void run(std::function<void()> work, uint64_t cost_ns) = 0;
 };
 
 class Loader {

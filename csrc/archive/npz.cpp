@@ -330,7 +330,10 @@ struct NpzLoader::State {
     const uint64_t cost_ns = read.decoding_cost_ns();
     auto decode = [this, place] {
       MemberRead& complete = members[place];
-      name_errors(complete.zip(), [&] { entries[place] = complete.decode(); });
+      name_errors(complete.zip(), [&] {
+        entries[place] = complete.decode();
+        if (options.decoded) options.decoded(entries[place]);
+      });
     };
     bool is_small = cost_ns < kWorthGiving_ns;
     if (at_once_ns != nullptr) {

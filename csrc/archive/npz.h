@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -74,6 +75,9 @@ struct NpzLoadOptions {
   bool verify = true;                            // check the CRC-32 of what was not checked before
   bool allow_void = false;  // the caller will say what the bits of void dtypes are
   ZipLimits limits;
+  // Called with each entry as soon as it is there, on the thread that decoded it; may move its data
+  // elsewhere. Not with header_only.
+  std::function<void(NpzEntry&)> decoded;
 };
 
 // Opens an archive, unless it is open, and reads members of it: the object's last 64 KiB -> the

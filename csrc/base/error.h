@@ -54,6 +54,11 @@ class KeyError : public Error {
   using Error::Error;
 };
 
+// Memory of a kind that the message names cannot be had.
+class MemoryError : public Error {
+  using Error::Error;
+};
+
 // Another writer holds the file.
 class LockError : public Error {
   using Error::Error;

@@ -49,6 +49,13 @@ py::str wrap_text(std::string_view text) {
   return py::reinterpret_steal<py::str>(
       PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
 }
+
+py::dict wrap_members(const std::vector<NamedArray>& members) {
+  py::dict result;
+  for (const NamedArray& member : members) result[wrap_text(member.key)] = wrap(member.array);
+  return result;
+}
+
 py::tuple wrap_header(const NpyHeader& header) {
   return py::make_tuple(header.descr, wrap_dtype(header.dtype), py::tuple(py::cast(header.shape)),
                         header.fortran_order, header.data_offset, header.nbytes,

@@ -13,6 +13,7 @@
 #include "format/npy.h"
 #include "python/gil.h"
 #include "python/log.h"
+#include "torch/npz.h"
 #include "torch/tensor.h"
 
 namespace torchnpy {
@@ -22,6 +23,8 @@ namespace py = pybind11;
 py::object wrap(const at::Tensor& tensor);
 // A tensor, or a dict of them.
 py::object wrap(const Array& array);
+// A dict of arrays.
+py::dict wrap_members(const std::vector<NamedArray>& members);
 // Names of objects and members need not be UTF-8: surrogates stand for what is not.
 py::str wrap_text(std::string_view text);
 // The arguments of torchnpy.NpyHeader.

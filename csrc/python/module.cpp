@@ -5,8 +5,10 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
+#include "python/errors.h"
 #include "python/gil.h"
 #include "python/npz.h"
 #include "python/texts.h"
@@ -165,61 +167,6 @@ py::tuple list_objects(Client& client, const std::string& prefix, const std::str
   return py::make_tuple(objects, page.continuation);
 }
 
-const char* transport_class(const TransportError& error) {
-  switch (error.kind()) {
-    case TransportError::Kind::kNotFound: return "ObjectNotFoundError";
-    case TransportError::Kind::kDenied: return "AccessDeniedError";
-    case TransportError::Kind::kTimeout: return "TransportTimeoutError";
-    case TransportError::Kind::kChanged:
-    case TransportError::Kind::kDamaged:
-    case TransportError::Kind::kOther: break;
-  }
-  return "TransportError";
-}
-
-// Messages hold names of files and words of servers, which need not be UTF-8.
-void raise_text(PyObject* type, std::string_view text) {
-  const auto message = py::reinterpret_steal<py::object>(
-      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
-  if (message) PyErr_SetObject(type, message.ptr());
-}
-
-// Registered for all modules that share torch's pybind11, so that torch.ops calls raise the
-// same types as plain functions.
-void translate(std::exception_ptr error) {
-  const auto raise = [](const char* name, const Error& e) {
-    raise_text(py::module_::import("torchnpy.errors").attr(name).ptr(), e.what());
-  };
-  try {
-    std::rethrow_exception(error);
-  } catch (const InterruptedError&) {
-    raise_interrupt();
-  } catch (const TransportError& e) {
-    raise(transport_class(e), e);
-  } catch (const FormatError& e) {
-    raise("FormatError", e);
-  } catch (const UnsupportedError& e) {
-    raise("UnsupportedError", e);
-  } catch (const KeyError& e) {
-    raise_text(PyExc_KeyError, e.what());
-  } catch (const LockError& e) {
-    raise("LockError", e);
-  } catch (const ArgumentError& e) {
-    raise_text(PyExc_ValueError, e.what());
-  }
-}
-
-// The same for what pybind11 does not see, and for errors that are not ours.
-void raise_python(const std::exception_ptr& error) {
-  try {
-    translate(error);
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (const std::exception& e) {
-    raise_text(PyExc_RuntimeError, e.what());
-  }
-}
-
 constexpr char kLoadNpyDoc[] = R"(load_npy(data, *, copy=False, dtype=None)
 --
 
@@ -304,7 +251,7 @@ PyMethodDef load_npy_method = {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  py::register_exception_translator(translate);
+  register_errors();
   install_interrupt_check();
   py::module_::import("atexit").attr("register")(py::cpp_function(end_python));
 
@@ -334,6 +281,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_npz(m);
   bind_texts(m);
+  bind_batches(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

@@ -52,12 +52,6 @@ ArchiveHandle open_archive_bytes(const py::object& data, const std::string& name
       options};
 }
 
-py::dict wrap_members(const std::vector<NamedArray>& members) {
-  py::dict result;
-  for (const NamedArray& member : members) result[wrap_text(member.key)] = wrap(member.array);
-  return result;
-}
-
 py::dict read_archive(const ArchiveHandle& handle, const NpzKeys& keys, const py::object& dtype) {
   NpzOptions options = handle.options;
   if (!dtype.is_none()) options.dtype = parse_dtype(dtype);
@@ -68,22 +62,6 @@ py::object read_archive_member(const ArchiveHandle& handle, const std::string& k
   const NpzKeys keys = std::vector<std::string>{key};
   return wrap(without_gil(
       [&] { return std::move(read_npz(handle.archive, keys, handle.options).front().array); }));
-}
-
-py::list read_archives(Client& client, const std::vector<std::string>& urls, const NpzKeys& keys,
-                       bool verify) {
-  NpzOptions options;
-  options.verify = verify;
-  py::list result;
-  const auto load = [&] {
-    std::vector<std::shared_ptr<Source>> sources;
-    sources.reserve(urls.size());
-    for (const std::string& url : urls) sources.push_back(client.open(url));
-    return load_npz_many(sources, keys, options);
-  };
-  for (const std::vector<NamedArray>& members : without_gil(load))
-    result.append(wrap_members(members));
-  return result;
 }
 
 py::list read_archive_headers(const ArchiveHandle& handle, const NpzKeys& keys) {
@@ -134,7 +112,6 @@ void bind_npz(py::module_& m) {
   m.def("read_npz_member", &read_archive_member);
   m.def("read_npz_headers", &read_archive_headers);
   m.def("describe_npz", &describe_archive);
-  m.def("load_npz_many", &read_archives);
 }
 
 }  // namespace torchnpy

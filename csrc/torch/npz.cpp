@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <deque>
 #include <utility>
 
 #include "base/error.h"
@@ -12,21 +11,6 @@
 
 namespace torchnpy {
 namespace {
-
-RunOptions run_options() {
-  RunOptions options;
-  options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
-  return options;
-}
-
-NpzLoadOptions make_options(const NpzKeys& keys, const NpzOptions& options) {
-  NpzLoadOptions result;
-  result.keys = keys;
-  result.verify = options.verify;
-  result.allow_void = options.dtype.has_value();
-  result.limits = options.limits;
-  return result;
-}
 
 Array make_entry(NpzEntry entry, const NpzOptions& options) {
   c10::Storage storage = share_bytes(std::move(entry.data));
@@ -40,40 +24,6 @@ Array make_entry(NpzEntry entry, const NpzOptions& options) {
                            is_void ? options.dtype : std::nullopt);
   if (options.single) return single_tensor(std::move(array));
   return array;
-}
-
-Array clone(const Array& array) {
-  if (const at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return tensor->clone();
-  std::vector<NamedTensor> fields = std::get<std::vector<NamedTensor>>(array);
-  for (NamedTensor& field : fields) field.tensor = field.tensor.clone();
-  return fields;
-}
-
-std::vector<NamedArray> take_arrays(NpzLoader& loader, const NpzKeys& keys,
-                                    const NpzOptions& options) {
-  const NpzArchive& archive = *loader.archive();
-  std::vector<Array> arrays;
-  arrays.reserve(loader.entries().size());
-  for (NpzEntry& entry : loader.entries()) {
-    const size_t member = entry.member;
-    try {
-      arrays.push_back(make_entry(std::move(entry), options));
-    } catch (Error& error) {
-      error.add_member(format_name(archive.members()[member].name));
-      error.add_context(archive.source().name());
-      throw;
-    }
-  }
-  std::vector<NamedArray> result;
-  result.reserve(loader.places().size());
-  std::vector<bool> is_taken(arrays.size());
-  for (const size_t place : loader.places()) {
-    std::string key = keys ? (*keys)[result.size()] : std::string(archive.key(result.size()));
-    // Each key has an array of its own, though two may lead to one member.
-    result.push_back({std::move(key), is_taken[place] ? clone(arrays[place]) : arrays[place]});
-    is_taken[place] = true;
-  }
-  return result;
 }
 
 // Whether the first bytes of `source`, which may be fewer, match.
@@ -92,6 +42,61 @@ bool begins_as(std::shared_ptr<Source> source, bool (*matches)(ByteView)) {
 
 }  // namespace
 
+RunOptions run_options() {
+  RunOptions options;
+  options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
+  return options;
+}
+
+NpzLoadOptions make_load_options(const NpzKeys& keys, const NpzOptions& options) {
+  NpzLoadOptions result;
+  result.keys = keys;
+  result.verify = options.verify;
+  result.allow_void = options.dtype.has_value();
+  result.limits = options.limits;
+  return result;
+}
+
+Array clone(const Array& array) {
+  if (const at::Tensor* tensor = std::get_if<at::Tensor>(&array)) return tensor->clone();
+  std::vector<NamedTensor> fields = std::get<std::vector<NamedTensor>>(array);
+  for (NamedTensor& field : fields) field.tensor = field.tensor.clone();
+  return fields;
+}
+
+Array take_entry(NpzLoader& loader, size_t place, const NpzOptions& options) {
+  NpzEntry& entry = loader.entries()[place];
+  const size_t member = entry.member;
+  try {
+    return make_entry(std::move(entry), options);
+  } catch (Error& error) {
+    const NpzArchive& archive = *loader.archive();
+    error.add_member(format_name(archive.members()[member].name));
+    error.add_context(archive.source().name());
+    throw;
+  }
+}
+
+std::vector<NamedArray> take_entries(NpzLoader& loader, const NpzKeys& keys,
+                                     const NpzOptions& options) {
+  const NpzArchive& archive = *loader.archive();
+  std::vector<Array> arrays;
+  arrays.reserve(loader.entries().size());
+  for (size_t place = 0; place < loader.entries().size(); ++place) {
+    arrays.push_back(take_entry(loader, place, options));
+  }
+  std::vector<NamedArray> result;
+  result.reserve(loader.places().size());
+  std::vector<bool> is_taken(arrays.size());
+  for (const size_t place : loader.places()) {
+    std::string key = keys ? (*keys)[result.size()] : std::string(archive.key(result.size()));
+    // Each key has an array of its own, though two may lead to one member.
+    result.push_back({std::move(key), is_taken[place] ? clone(arrays[place]) : arrays[place]});
+    is_taken[place] = true;
+  }
+  return result;
+}
+
 bool begins_as_zip(ByteView bytes) {
   // A member's local header, or the end record of an archive without members.
   return as_text(bytes).starts_with("PK\3\4") || as_text(bytes).starts_with("PK\5\6");
@@ -100,21 +105,21 @@ bool begins_as_zip(ByteView bytes) {
 std::shared_ptr<const NpzArchive> open_npz(std::shared_ptr<Source> source,
                                            const NpzOptions& options) {
   NpzLoader loader(std::move(source), torch_allocator(),
-                   make_options(std::vector<std::string>{}, options));
+                   make_load_options(std::vector<std::string>{}, options));
   load_one(loader, run_options());
   return loader.archive();
 }
 
 std::vector<NamedArray> read_npz(const std::shared_ptr<const NpzArchive>& archive,
                                  const NpzKeys& keys, const NpzOptions& options) {
-  NpzLoader loader(archive, torch_allocator(), make_options(keys, options));
+  NpzLoader loader(archive, torch_allocator(), make_load_options(keys, options));
   load_one(loader, run_options());
-  return take_arrays(loader, keys, options);
+  return take_entries(loader, keys, options);
 }
 
 std::vector<NpyHeader> read_npz_headers(const std::shared_ptr<const NpzArchive>& archive,
                                         const NpzKeys& keys, const NpzOptions& options) {
-  NpzLoadOptions load_options = make_options(keys, options);
+  NpzLoadOptions load_options = make_load_options(keys, options);
   load_options.header_only = true;
   NpzLoader loader(archive, torch_allocator(), std::move(load_options));
   load_one(loader, run_options());
@@ -145,20 +150,11 @@ std::vector<MemberDescription> describe_npz(const std::shared_ptr<const NpzArchi
   return descriptions;
 }
 
-std::vector<std::vector<NamedArray>> load_npz_many(
-    const std::vector<std::shared_ptr<Source>>& sources, const NpzKeys& keys,
-    const NpzOptions& options) {
-  std::deque<NpzLoader> loads;
-  std::vector<Loader*> loaders;
-  loaders.reserve(sources.size());
-  for (const std::shared_ptr<Source>& source : sources) {
-    loaders.push_back(&loads.emplace_back(source, torch_allocator(), make_options(keys, options)));
-  }
-  run_all(loaders, run_options());
-  std::vector<std::vector<NamedArray>> archives;
-  archives.reserve(sources.size());
-  for (NpzLoader& loader : loads) archives.push_back(take_arrays(loader, keys, options));
-  return archives;
+std::vector<NamedArray> load_npz(std::shared_ptr<Source> source, const NpzKeys& keys,
+                                 const NpzOptions& options) {
+  NpzLoader loader(std::move(source), torch_allocator(), make_load_options(keys, options));
+  load_one(loader, run_options());
+  return take_entries(loader, keys, options);
 }
 
 Content load_any(Client& client, const std::string& url, const LoadOptions& options,

@@ -43,10 +43,18 @@ struct MemberDescription {
 // Of the first `count` members. Fetches nothing.
 std::vector<MemberDescription> describe_npz(const std::shared_ptr<const NpzArchive>& archive,
                                             size_t count);
-// Opens and reads many archives, all at once; the first failure ends the others.
-std::vector<std::vector<NamedArray>> load_npz_many(
-    const std::vector<std::shared_ptr<Source>>& sources, const NpzKeys& keys,
-    const NpzOptions& options);
+// Opens and reads an archive, in one load.
+std::vector<NamedArray> load_npz(std::shared_ptr<Source> source, const NpzKeys& keys,
+                                 const NpzOptions& options);
+
+// Parts of these, for batches. Inflating is given to so many threads:
+RunOptions run_options();
+NpzLoadOptions make_load_options(const NpzKeys& keys, const NpzOptions& options);
+// What a loader that is done has read: the array of one of its entries, once; or all, by key.
+Array take_entry(NpzLoader& loader, size_t place, const NpzOptions& options);
+std::vector<NamedArray> take_entries(NpzLoader& loader, const NpzKeys& keys,
+                                     const NpzOptions& options);
+Array clone(const Array& array);
 
 // An array or an archive, told by its content; the name says which end is read first.
 using Content = std::variant<Array, std::shared_ptr<const NpzArchive>>;

@@ -54,9 +54,7 @@ NpzOptions single_npz_options() {
 }
 
 std::vector<NamedArray> load_members(const std::string& url, const NpzKeys& keys) {
-  const std::shared_ptr<Client> client = Client::default_client();
-  const NpzOptions options = single_npz_options();
-  return std::move(load_npz_many({client->open(url)}, keys, options).front());
+  return load_npz(Client::default_client()->open(url), keys, single_npz_options());
 }
 
 c10::Dict<std::string, at::Tensor> load_npz_op(const std::string& url) {

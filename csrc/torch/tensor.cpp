@@ -1,8 +1,6 @@
 #include "torch/tensor.h"
 
-#include <c10/core/CPUAllocator.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,42 +9,6 @@
 
 namespace torchnpy {
 namespace {
-
-constexpr uint64_t kHugePageNbytes = 2 << 20;
-
-// The kernel's clearing of fresh 4 KiB pages takes half the time of a large load.
-void ask_for_huge_pages(MutableBytes bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(bytes.data());
-  const uintptr_t begin = (address + kHugePageNbytes - 1) / kHugePageNbytes * kHugePageNbytes;
-  const uintptr_t end = (address + bytes.size()) / kHugePageNbytes * kHugePageNbytes;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-
-at::DataPtr allocate_memory(uint64_t nbytes) {
-  at::DataPtr memory = c10::GetCPUAllocator()->allocate(nbytes);
-  ask_for_huge_pages({static_cast<uint8_t*>(memory.mutable_get()), nbytes});
-  return memory;
-}
-
-c10::Storage allocate_storage(uint64_t nbytes) {
-  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(nbytes)),
-      allocate_memory(nbytes), c10::GetCPUAllocator(), /*resizable=*/true));
-}
-
-class TorchAllocator final : public Allocator {
- public:
-  OwnedBytes allocate(uint64_t nbytes) override {
-    auto memory = std::make_shared<at::DataPtr>(allocate_memory(nbytes));
-    auto* const data = static_cast<uint8_t*>(memory->mutable_get());
-    return {{data, nbytes}, std::move(memory)};
-  }
-};
-TorchAllocator the_torch_allocator;
-
-MutableBytes bytes_of(const c10::Storage& storage) {
-  return {static_cast<uint8_t*>(storage.mutable_data()), storage.nbytes()};
-}
 
 // Bytes of a unit that is swapped as one: of a complex number, each part.
 size_t swap_width(const Dtype& dtype) {
@@ -92,41 +54,8 @@ bool is_loaded(at::ScalarType type) {
   return false;
 }
 
-// What elements of `dtype` become, given the caller's word on bits that have no name.
-at::ScalarType resolve_type(const Dtype& dtype, std::optional<at::ScalarType> wanted) {
-  const std::optional<at::ScalarType> named = find_scalar_type(dtype);
-  if (!wanted) {
-    if (!named) check_npy_loadable(dtype);  // throws
-    return *named;
-  }
-  const std::string wanted_name = c10::toString(*wanted);
-  if (named) {
-    if (*named == *wanted) return *named;
-    throw ArgumentError(fmt::format(
-        "expected dtype={} but found {}; dtype= does not cast: use .to() to convert or .view() to "
-        "reinterpret the tensor",
-        wanted_name, format_dtype(dtype)));
-  }
-  if (dtype.type != ScalarType::kVoid) check_npy_loadable(dtype);  // throws
-  if (!is_loaded(*wanted)) {
-    throw ArgumentError(
-        fmt::format("expected a dtype of plain numbers but found dtype={}", wanted_name));
-  }
-  if (c10::elementSize(*wanted) != dtype.itemsize) {
-    throw ArgumentError(fmt::format("expected items of {} bytes (dtype={}) but found {} bytes ({})",
-                                    c10::elementSize(*wanted), wanted_name, dtype.itemsize,
-                                    format_dtype(dtype)));
-  }
-  return *wanted;
-}
-
 bool is_aligned(const void* data, uint64_t nbytes) {
   return reinterpret_cast<uintptr_t>(data) % nbytes == 0;
-}
-
-void make_native(MutableBytes bytes, const Dtype& dtype, at::ScalarType type) {
-  if (dtype.big_endian && swap_width(dtype) > 1) swap_bytes(bytes, swap_width(dtype));
-  if (type == at::kBool) normalize_bools(bytes);
 }
 
 at::Tensor make_plain(const NpyHeader& header, c10::Storage storage, bool exclusive,
@@ -284,35 +213,47 @@ std::optional<at::ScalarType> find_scalar_type(const Dtype& dtype) {
   return std::nullopt;
 }
 
-Allocator& torch_allocator() { return the_torch_allocator; }
-
-OwnedBytes StorageAllocator::allocate(uint64_t nbytes) {
-  storage_ = allocate_storage(nbytes);
-  return {bytes_of(storage_), nullptr};  // the storage owns them
+at::ScalarType resolve_type(const Dtype& dtype, std::optional<at::ScalarType> wanted) {
+  const std::optional<at::ScalarType> named = find_scalar_type(dtype);
+  if (!wanted) {
+    if (!named) check_npy_loadable(dtype);  // throws
+    return *named;
+  }
+  const std::string wanted_name = c10::toString(*wanted);
+  if (named) {
+    if (*named == *wanted) return *named;
+    throw ArgumentError(fmt::format(
+        "expected dtype={} but found {}; dtype= does not cast: use .to() to convert or .view() to "
+        "reinterpret the tensor",
+        wanted_name, format_dtype(dtype)));
+  }
+  if (dtype.type != ScalarType::kVoid) check_npy_loadable(dtype);  // throws
+  if (!is_loaded(*wanted)) {
+    throw ArgumentError(
+        fmt::format("expected a dtype of plain numbers but found dtype={}", wanted_name));
+  }
+  if (c10::elementSize(*wanted) != dtype.itemsize) {
+    throw ArgumentError(fmt::format("expected items of {} bytes (dtype={}) but found {} bytes ({})",
+                                    c10::elementSize(*wanted), wanted_name, dtype.itemsize,
+                                    format_dtype(dtype)));
+  }
+  return *wanted;
 }
 
-c10::Storage share_bytes(MutableBytes bytes, void* context, c10::DeleterFnPtr deleter) {
-  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(bytes.size())),
-      c10::DataPtr(bytes.data(), context, deleter, at::kCPU), /*allocator=*/nullptr,
-      /*resizable=*/false));
+void make_native(MutableBytes bytes, const Dtype& dtype, at::ScalarType type) {
+  if (dtype.big_endian && swap_width(dtype) > 1) swap_bytes(bytes, swap_width(dtype));
+  if (type == at::kBool && !are_bools(bytes)) normalize_bools(bytes);
 }
 
-c10::Storage share_bytes(OwnedBytes bytes) {
-  auto* owner = new std::shared_ptr<void>(std::move(bytes.owner));
-  return share_bytes(bytes.bytes, owner,
-                     [](void* p) { delete static_cast<std::shared_ptr<void>*>(p); });
+at::Tensor make_tensor(c10::Storage storage, at::ScalarType type,
+                       const std::vector<uint64_t>& shape) {
+  const Sizes sizes = to_sizes(shape);
+  return tensor_over(std::move(storage), type, sizes, make_strides(sizes, false, 1), 0);
 }
 
 at::Tensor make_bytes(c10::Storage storage) {
   const auto count = static_cast<int64_t>(storage.nbytes());
   return tensor_over(std::move(storage), at::kByte, {count}, {1}, 0);
-}
-
-c10::Storage copy_storage(const c10::Storage& storage) {
-  c10::Storage copy = allocate_storage(storage.nbytes());
-  if (storage.nbytes() > 0) std::memcpy(copy.mutable_data(), storage.data(), storage.nbytes());
-  return copy;
 }
 
 Array make_array(const NpyHeader& header, c10::Storage storage, bool exclusive,

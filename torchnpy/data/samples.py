@@ -6,22 +6,57 @@ import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
 from torchnpy.data.listing import FromUrls
+from torchnpy.data.skipped import Skipped, refuse_empty_batch
 from torchnpy.data.urls import UrlList
 from torchnpy.io import load
-from torchnpy.sources import Url
+from torchnpy.sources import Url, encode, native
 
 Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | os.PathLike[str] | Callable[[str], Any]
+OnError: TypeAlias = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Reader(ABC):
+    """How objects are read, many at once. What equal readers read may go into one batch."""
+
+    client: Client | None
+
+    def read(
+        self, urls: Iterable[str], *, together: bool, keep_going: bool
+    ) -> tuple[list[Any], _C.Failures]:
+        """What is at the URLs, read concurrently, but for the failed ones; and their errors.
+
+        Args:
+            together: Read into rows of one batch where that is possible; in a worker into memory
+                that its parent can map.
+            keep_going: An object that cannot be read does not end the others.
+        """
+        options = _C.BatchOptions(
+            together=together, shared=get_worker_info() is not None, keep_going=keep_going
+        )
+        return self._read(native(self.client), [encode(url) for url in urls], options)
+
+    @abstractmethod
+    def _read(
+        self, client: _C.Client, urls: list[bytes], options: _C.BatchOptions
+    ) -> tuple[list[Any], _C.Failures]: ...
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker has no other way to learn what the default client was.
+        return {**self.__dict__, "client": self.client or default_client()}
 
 
 class SampleDataset(FromUrls, Dataset[Any], ABC):
-    """One object a sample; a subclass says how a batch of objects is read.
+    """One object a sample; a subclass says how objects are read.
 
     Nothing is opened before the first sample is asked for, so the dataset forks, spawns and
     pickles small.
@@ -31,10 +66,12 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         labels: One a sample in a sequence; or the URL of an array with one row a sample, loaded at
             first use; or a function of a sample's URL. Samples are then ``(data, label)``.
         transform: Applied to what was read of each object.
-        client: Default: the default client; a dataset that is pickled takes along its options.
+        on_error: "skip" leaves out of its batch what cannot be loaded.
+        max_skipped: So many different samples may be skipped. Default: one in a hundred, at least
+            ten.
 
     Raises:
-        ValueError: There are not as many labels as samples.
+        ValueError: There are not as many labels as samples; on_error or max_skipped is wrong.
     """
 
     def __init__(
@@ -43,39 +80,43 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         *,
         labels: Labels | None,
         transform: Callable[[Any], Any] | None,
-        client: Client | None,
+        on_error: OnError,
+        max_skipped: int | None,
+        reader: Reader,
     ) -> None:
         self._urls = UrlList(urls)
         if isinstance(labels, os.PathLike):
             labels = os.fspath(labels)
         self._labels = labels
         self._transform = transform
-        self._client = client
+        self._reader = reader
+        self._skipped = _make_skipped(on_error, max_skipped, len(self._urls))
         if labels is not None and not isinstance(labels, str) and not callable(labels):
             self._check_label_count(len(labels))
-
-    @abstractmethod
-    def _read(self, urls: list[str]) -> Sequence[Any]:
-        """What is at the URLs, read concurrently, before the transform."""
 
     @property
     def urls(self) -> UrlList:
         return self._urls
 
+    @property
+    def skipped(self) -> list[str]:
+        """URLs that ``on_error="skip"`` left out so far, here and in workers, in their order."""
+        if self._skipped is None:
+            return []
+        return [self._urls[position] for position in self._skipped.positions()]
+
     def __len__(self) -> int:
         return len(self._urls)
 
     def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])[0]
+        """One sample, in memory of its own. Raises also with ``on_error="skip"``."""
+        position = self._position(index)
+        (data,), _ = self._reader.read([self._urls[position]], together=False, keep_going=False)
+        return self._make_sample(position, data)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """The samples at ``indices``, fetched concurrently."""
-        positions = [self._position(index) for index in indices]
-        found = self._read([self._urls[position] for position in positions])
-        return [
-            self._make_sample(position, data)
-            for position, data in zip(positions, found, strict=True)
-        ]
+        """The samples of a batch, fetched concurrently, in one tensor where they agree."""
+        return read_samples([(self, self._position(index)) for index in indices])
 
     def _position(self, index: int) -> int:
         position = operator.index(index)
@@ -101,7 +142,7 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         return labels[position]
 
     def _load_labels(self, url: str) -> torch.Tensor:
-        labels = load(url, client=self._client)
+        labels = load(url, client=self._reader.client)
         if not isinstance(labels, torch.Tensor) or labels.dim() == 0:
             found = "shape ()" if isinstance(labels, torch.Tensor) else f"a {type(labels).__name__}"
             raise ValueError(f"labels: expected an array with one row a sample but found {found}")
@@ -112,6 +153,47 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         if count != len(self._urls):
             raise ValueError(f"labels: expected {len(self._urls)}, one a sample, but found {count}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker has no other way to learn what the default client was.
-        return {**self.__dict__, "_client": self._client or default_client()}
+
+def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[Any]:
+    """The samples at positions of datasets with equal readers, fetched concurrently.
+
+    Raises:
+        As the reader; where one dataset skips what cannot be loaded, all do.
+    """
+    if not places:
+        return []
+    found, failures = places[0][0]._reader.read(
+        (dataset._urls[position] for dataset, position in places),
+        # A transform may keep what it sees, and must not keep the batch.
+        together=all(dataset._transform is None for dataset, _ in places),
+        keep_going=any(dataset._skipped is not None for dataset, _ in places),
+    )
+    if failures:
+        for index, error in failures:
+            dataset, position = places[index]
+            if dataset._skipped is None:
+                raise error
+            dataset._skipped.add(position, error)
+        if not found:
+            refuse_empty_batch(failures[0][1], len(places))
+        failed = {index for index, _ in failures}
+        places = [place for index, place in enumerate(places) if index not in failed]
+    return [
+        dataset._make_sample(position, data)
+        for (dataset, position), data in zip(places, found, strict=True)
+    ]
+
+
+def _make_skipped(on_error: OnError, max_skipped: int | None, count: int) -> Skipped | None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error: expected "raise" or "skip" but found {on_error!r}')
+    if on_error == "raise":
+        if max_skipped is not None:
+            raise ValueError(
+                f'max_skipped: expected on_error="skip" with it but found {max_skipped!r} alone'
+            )
+        return None
+    limit = max(10, count // 100) if max_skipped is None else operator.index(max_skipped)
+    if limit < 0:
+        raise ValueError(f"max_skipped: expected 0 or more but found {limit}")
+    return Skipped(count, limit)

@@ -1,0 +1,11 @@
+// Batches of samples for Python.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace torchnpy {
+
+// Adds load_batch, load_npz_batch and allocate_shared to _C.
+void bind_batches(pybind11::module_& m);
+
+}  // namespace torchnpy
