@@ -176,6 +176,34 @@ def test_what_a_spawned_worker_gets_through_the_pipe_is_small(million: UrlList) 
     assert len(ForkingPickler.dumps(dataset)) < 4000
 
 
+SPAWNED = """
+import torch.multiprocessing as mp
+from torchnpy.data import UrlList
+from test_urls import COUNT, make_url
+
+def check(urls, empty, sent):
+    right = list(empty) == [] and all(url == make_url(i) for i, url in enumerate(urls))
+    sent.put((right, urls._blob.is_shared()))
+
+if __name__ == "__main__":
+    urls = UrlList(map(make_url, range(COUNT)))
+    sent = mp.get_context("spawn").SimpleQueue()
+    child = mp.get_context("spawn").Process(target=check, args=(urls, UrlList([]), sent))
+    child.start()
+    right, is_shared = sent.get()
+    child.join()
+    # Whose memory it is: that of an anonymous file, and of none in /dev/shm.
+    maps = open("/proc/self/maps").read().splitlines()
+    large = [m for m in maps if "rw-s" in m and int(m.split("-")[1].split()[0], 16)
+             - int(m.split("-")[0], 16) > 50 * COUNT]
+    print(right, is_shared, len(large), any("/dev/shm" in m for m in large))
+"""
+
+
+def test_a_spawned_child_maps_the_memory_of_its_parent() -> None:
+    assert run_script(SPAWNED) == "True True 1 False\n"
+
+
 def test_a_tampered_pickle_is_an_error_and_no_read_outside() -> None:
     restore, (blob, offsets) = UrlList(SHORT).__reduce__()
     for wrong in (offsets + 10**12, offsets - 100, offsets.flip(0)):
