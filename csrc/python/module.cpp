@@ -280,8 +280,8 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_npz(m);
-  bind_texts(m);
   bind_batches(m);
+  bind_texts(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

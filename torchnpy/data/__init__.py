@@ -1,5 +1,6 @@
 """Datasets for torch.utils.data.DataLoader."""
 
+from torchnpy.data.concat import concat
 from torchnpy.data.listing import urls_below, urls_in_manifest, urls_matching
 from torchnpy.data.npy import NpyDataset
 from torchnpy.data.npz import NpzDataset
@@ -9,6 +10,7 @@ __all__ = [
     "NpyDataset",
     "NpzDataset",
     "UrlList",
+    "concat",
     "urls_below",
     "urls_in_manifest",
     "urls_matching",

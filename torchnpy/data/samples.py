@@ -18,7 +18,7 @@ from torchnpy.data.listing import FromUrls
 from torchnpy.data.skipped import Skipped, refuse_empty_batch
 from torchnpy.data.urls import UrlList
 from torchnpy.io import load
-from torchnpy.sources import Url, encode, native
+from torchnpy.sources import Url, native
 
 Labels: TypeAlias = Sequence[Any] | torch.Tensor | str | os.PathLike[str] | Callable[[str], Any]
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -31,11 +31,12 @@ class Reader(ABC):
     client: Client | None
 
     def read(
-        self, urls: Iterable[str], *, together: bool, keep_going: bool
+        self, urls: list[bytes], *, together: bool, keep_going: bool
     ) -> tuple[list[Any], _C.Failures]:
         """What is at the URLs, read concurrently, but for the failed ones; and their errors.
 
         Args:
+            urls: As UrlList.encoded() gives them.
             together: Read into rows of one batch where that is possible; in a worker into memory
                 that its parent can map.
             keep_going: An object that cannot be read does not end the others.
@@ -43,7 +44,7 @@ class Reader(ABC):
         options = _C.BatchOptions(
             together=together, shared=get_worker_info() is not None, keep_going=keep_going
         )
-        return self._read(native(self.client), [encode(url) for url in urls], options)
+        return self._read(native(self.client), urls, options)
 
     @abstractmethod
     def _read(
@@ -110,21 +111,15 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
 
     def __getitem__(self, index: int) -> Any:
         """One sample, in memory of its own. Raises also with ``on_error="skip"``."""
-        position = self._position(index)
-        (data,), _ = self._reader.read([self._urls[position]], together=False, keep_going=False)
+        position = resolve_index(index, len(self))
+        urls = self._urls.encoded((position,))
+        (data,), _ = self._reader.read(urls, together=False, keep_going=False)
         return self._make_sample(position, data)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
-        return read_samples([(self, self._position(index)) for index in indices])
-
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"expected an index below {len(self)} but found {index}")
-        return position
+        places = [(self, resolve_index(index, len(self))) for index in indices]
+        return [sample for _, sample in read_samples(places)]
 
     def _make_sample(self, position: int, data: Any) -> Any:
         sample = data if self._transform is None else self._transform(data)
@@ -154,33 +149,49 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
             raise ValueError(f"labels: expected {len(self._urls)}, one a sample, but found {count}")
 
 
-def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[Any]:
-    """The samples at positions of datasets with equal readers, fetched concurrently.
+def resolve_index(index: int, count: int) -> int:
+    """The position among ``count`` that an index, which may be negative, stands for.
 
     Raises:
-        As the reader; where one dataset skips what cannot be loaded, all do.
+        IndexError: It lies outside.
+    """
+    position = operator.index(index)
+    if position < 0:
+        position += count
+    if not 0 <= position < count:
+        raise IndexError(f"expected an index below {count} but found {index}")
+    return position
+
+
+def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int, Any]]:
+    """The samples at positions of datasets with equal readers, fetched concurrently.
+
+    Returns:
+        Each with its index in ``places``, in their order; skipped ones are missing.
+
+    Raises:
+        As the reader does.
     """
     if not places:
         return []
     found, failures = places[0][0]._reader.read(
-        (dataset._urls[position] for dataset, position in places),
+        [dataset._urls.encoded((position,))[0] for dataset, position in places],
         # A transform may keep what it sees, and must not keep the batch.
         together=all(dataset._transform is None for dataset, _ in places),
         keep_going=any(dataset._skipped is not None for dataset, _ in places),
     )
-    if failures:
-        for index, error in failures:
-            dataset, position = places[index]
-            if dataset._skipped is None:
-                raise error
-            dataset._skipped.add(position, error)
-        if not found:
-            refuse_empty_batch(failures[0][1], len(places))
-        failed = {index for index, _ in failures}
-        places = [place for index, place in enumerate(places) if index not in failed]
+    for index, error in failures:
+        dataset, position = places[index]
+        if dataset._skipped is None:
+            raise error
+        dataset._skipped.add(position, error)
+    if failures and not found:
+        refuse_empty_batch(failures[0][1], len(places))
+    failed = {index for index, _ in failures}
+    loaded = [index for index in range(len(places)) if index not in failed]
     return [
-        dataset._make_sample(position, data)
-        for (dataset, position), data in zip(places, found, strict=True)
+        (index, places[index][0]._make_sample(places[index][1], data))
+        for index, data in zip(loaded, found, strict=True)
     ]
 
 

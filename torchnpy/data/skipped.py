@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 
 import torch
@@ -46,8 +45,8 @@ class Skipped:
         _logger.warning("skipped a sample: %s", error)
 
     def _read(self) -> bytes:
-        # No torch operator: their threads do not survive a fork.
-        return ctypes.string_at(self._marks.data_ptr(), len(self._marks))
+        # Nothing that torch gives to its threads, which do not survive a fork.
+        return bytes(self._marks.tolist())
 
 
 def refuse_empty_batch(error: Exception, count: int) -> None:
