@@ -27,7 +27,7 @@ from torch.utils.data import (
     random_split,
 )
 
-from torchnpy.data import NpyDataset, NpzDataset
+from torchnpy.data import NpyDataset, NpzDataset, concat
 
 COUNT = 13
 
@@ -184,12 +184,20 @@ ORDERS: dict[str, Callable[[int], dict[str, Any]]] = {
     "single samples in an order": lambda n: {"batch_size": None, "sampler": [2, 0, n - 1, -1]},
 }
 
+
+def chain(dataset: Any, parts: list[Any]) -> ConcatDataset[Any]:
+    """Of our datasets by our means, of numpy's by torch's."""
+    return ConcatDataset(parts) if isinstance(dataset, HandWritten) else concat(parts)
+
+
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "the dataset": lambda d: d,
     "a subset": lambda d: Subset(d, [11, 0, 7, 3, -1, 3]),
     "a subset of a subset": lambda d: Subset(Subset(d, range(2, 12)), [9, 0, 4]),
     "a random part": lambda d: random_split(d, [0.4, 0.6], seeded())[1],
     "a concatenation": lambda d: ConcatDataset([Subset(d, [1, 2]), d, Subset(d, [0, 12])]),
+    "our concatenation": lambda d: chain(d, [d, d]),
+    "our concatenation of parts": lambda d: chain(d, [Subset(d, [1, 2]), d, Subset(d, [0, 12])]),
     "a stack": lambda d: StackDataset(d, d),
     "a named stack": lambda d: StackDataset(first=d, second=Subset(d, range(COUNT))),
 }

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import noise, npy, npz, run_script
@@ -22,6 +24,7 @@ import torchnpy as tnp
 from torchnpy.data import NpyDataset, NpzDataset, UrlList, urls_below, urls_in_manifest
 from torchnpy.data import urls_matching as matching
 from torchnpy.data.listing import FromUrls
+from torchnpy.sources import decode
 
 COUNT = 1_000_000
 SHORT = [
@@ -95,6 +98,13 @@ def test_bytes_are_those_that_the_library_opens() -> None:
         UrlList(SHORT).encoded([4])
     with pytest.raises(ValueError, match="expected 0 to 3 but found -1"):
         UrlList(SHORT).encoded([-1])
+
+
+@given(st.lists(st.binary(min_size=1)))
+def test_any_bytes_come_back(names: list[bytes]) -> None:
+    urls = UrlList(map(decode, names))
+    assert urls.encoded(range(len(names))) == names
+    assert list(urls) == list(map(decode, names))
 
 
 def test_a_file_with_a_name_that_is_no_text_loads(tmp_path: Path) -> None:
