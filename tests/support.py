@@ -96,6 +96,17 @@ def as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
+def error_of(loader: Iterable[Any], kind: type[Exception]) -> str:
+    """What the exception says that ends the loading."""
+    try:
+        list(loader)
+    except kind as error:
+        # It and torch's frames hold each other; workers that the garbage collector ends take 5 s.
+        error.__traceback__ = None
+        return str(error)
+    raise AssertionError(f"expected {kind.__name__}")
+
+
 # TorchScript reads the source of what it compiles: scripts must be files.
 _scripts = tempfile.TemporaryDirectory()
 _script_numbers = itertools.count()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from servers.http import ObjectServer, status
 from servers.s3 import S3Server
-from support import as_list, name_in, noise, npy, npz
+from support import as_list, error_of, name_in, noise, npy, npz
 from torch.utils.data import DataLoader, Subset, random_split
 
 import torchnpy as tnp
@@ -43,17 +43,6 @@ def urls(server: ObjectServer) -> list[str]:
 def loader_of(dataset: Any, batch_size: int | None, context: str | None, **options: Any) -> Any:
     workers = {"num_workers": 2, "multiprocessing_context": context} if context else {}
     return DataLoader(dataset, batch_size, **workers, **options)
-
-
-def error_of(loader: Any, kind: type[Exception]) -> str:
-    """What the exception says that ends the loading."""
-    try:
-        list(loader)
-    except kind as error:
-        # It and torch's frames hold each other; workers that the garbage collector ends take 5 s.
-        error.__traceback__ = None
-        return str(error)
-    pytest.fail(f"expected {kind.__name__}")
 
 
 def test_a_sample_is_a_dict_in_the_archives_order(urls: list[str]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import noise, npy, npz, run_script
@@ -22,6 +24,7 @@ import torchnpy as tnp
 from torchnpy.data import NpyDataset, NpzDataset, UrlList, urls_below, urls_in_manifest
 from torchnpy.data import urls_matching as matching
 from torchnpy.data.listing import FromUrls
+from torchnpy.sources import decode
 
 COUNT = 1_000_000
 SHORT = [
@@ -95,6 +98,13 @@ def test_bytes_are_those_that_the_library_opens() -> None:
         UrlList(SHORT).encoded([4])
     with pytest.raises(ValueError, match="expected 0 to 3 but found -1"):
         UrlList(SHORT).encoded([-1])
+
+
+@given(st.lists(st.binary(min_size=1)))
+def test_any_bytes_come_back(names: list[bytes]) -> None:
+    urls = UrlList(map(decode, names))
+    assert urls.encoded(range(len(names))) == names
+    assert list(urls) == list(map(decode, names))
 
 
 def test_a_file_with_a_name_that_is_no_text_loads(tmp_path: Path) -> None:
@@ -174,6 +184,34 @@ def test_what_a_spawned_worker_gets_through_the_pipe_is_small(million: UrlList) 
     dataset = NpyDataset(million)
     assert dataset.urls._blob.data_ptr() == million._blob.data_ptr()
     assert len(ForkingPickler.dumps(dataset)) < 4000
+
+
+SPAWNED = """
+import torch.multiprocessing as mp
+from torchnpy.data import UrlList
+from test_urls import COUNT, make_url
+
+def check(urls, empty, sent):
+    right = list(empty) == [] and all(url == make_url(i) for i, url in enumerate(urls))
+    sent.put((right, urls._blob.is_shared()))
+
+if __name__ == "__main__":
+    urls = UrlList(map(make_url, range(COUNT)))
+    sent = mp.get_context("spawn").SimpleQueue()
+    child = mp.get_context("spawn").Process(target=check, args=(urls, UrlList([]), sent))
+    child.start()
+    right, is_shared = sent.get()
+    child.join()
+    # Whose memory it is: that of an anonymous file, and of none in /dev/shm.
+    maps = open("/proc/self/maps").read().splitlines()
+    large = [m for m in maps if "rw-s" in m and int(m.split("-")[1].split()[0], 16)
+             - int(m.split("-")[0], 16) > 50 * COUNT]
+    print(right, is_shared, len(large), any("/dev/shm" in m for m in large))
+"""
+
+
+def test_a_spawned_child_maps_the_memory_of_its_parent() -> None:
+    assert run_script(SPAWNED) == "True True 1 False\n"
 
 
 def test_a_tampered_pickle_is_an_error_and_no_read_outside() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, overload
 
 import torch
@@ -119,3 +120,18 @@ def _restore(blob: torch.Tensor, offsets: torch.Tensor) -> UrlList:
     urls = UrlList.__new__(UrlList)
     urls._blob, urls._offsets = blob, offsets
     return urls
+
+
+def _reduce_for_worker(urls: UrlList) -> tuple[Any, ...]:
+    # Not in /dev/shm, where torch would put them: containers have 64 MiB there.
+    urls._blob, urls._offsets = _shared(urls._blob), _shared(urls._offsets)
+    return urls.__reduce__()
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.numel() or tensor.is_shared():  # type: ignore[no-untyped-call]
+        return tensor
+    return _C.allocate_shared(tensor.nbytes).view(tensor.dtype).copy_(tensor)
+
+
+ForkingPickler.register(UrlList, _reduce_for_worker)
