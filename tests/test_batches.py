@@ -87,6 +87,16 @@ def test_members_come_from_a_worker_without_a_copy(server: ObjectServer, deflate
     assert batch["y"].tolist() == list(range(COUNT))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("nbytes", [100_000, 400_000])  # read at once; mapped, if by itself
+def test_local_files_are_one_batch(tmp_path: Path, nbytes: int, workers: int) -> None:
+    samples = [noise(nbytes, seed=i) for i in range(COUNT)]
+    dataset = NpyDataset(local(tmp_path, samples))
+    for batch in DataLoader(dataset, COUNT, num_workers=workers):
+        assert np.array_equal(batch.numpy(), np.stack(samples))
+        assert is_from_worker(batch) == (workers == 1)
+
+
 def test_a_plain_dataset_has_its_batches_elsewhere(urls: list[str]) -> None:
     (batch,) = DataLoader(NpyDataset(urls, transform=halve), COUNT, num_workers=1)
     assert not is_from_worker(batch)

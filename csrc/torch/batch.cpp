@@ -115,20 +115,21 @@ struct RowLoad final : public Allocator {
   void attach(Workers& workers_in) override { workers = &workers_in; }
 
   OwnedBytes allocate(uint64_t nbytes) override {
-    const std::optional<MutableBytes> row = find_row();
+    const std::optional<MutableBytes> row = find_row(workers);
     in_row = row.has_value();
     return in_row ? OwnedBytes{*row, nullptr} : own.allocate(nbytes);
   }
 
-  std::optional<MutableBytes> find_row() {
+  std::optional<MutableBytes> find_row(Workers* helpers) {
     if (!memory.column) return std::nullopt;
-    return memory.column->row(index, loader.header(), workers);
+    return memory.column->row(index, loader.header(), helpers);
   }
 
-  // A view, of the cache or of a small file, goes into its row when all is there.
+  // A view, of the cache or of a small file, goes into its row when all is there, and the workers
+  // are gone.
   void copy_view() {
     if (!loader.is_view()) return;
-    const std::optional<MutableBytes> row = find_row();
+    const std::optional<MutableBytes> row = find_row(nullptr);
     if (!row) return;
     const ByteView data = loader.data().bytes;
     if (!data.empty()) std::memcpy(row->data(), data.data(), data.size());
@@ -155,7 +156,7 @@ struct RowLoad final : public Allocator {
   NpyBatchMemory& memory;
   const size_t index;
   StorageAllocator own;
-  Workers* workers = nullptr;
+  Workers* workers = nullptr;  // while the loads run
   bool in_row = false;
   NpyLoader loader;
 };
