@@ -404,14 +404,17 @@ def as_it_is(array: Any) -> Any:
 
 
 def handover(make: MakeDataset) -> Work:
-    """next() of a loader whose worker has the batch ready: the median over some batches."""
-    loader = DataLoader(make(), HANDOVER_BATCH, num_workers=1, persistent_workers=True)
+    """next() of a loader whose worker has batches ready and waits: the median over some batches."""
+    ahead = 2
+    loader = DataLoader(
+        make(), HANDOVER_BATCH, num_workers=1, persistent_workers=True, prefetch_factor=ahead
+    )
 
     def work() -> Sample:
         seconds = []
         batches = iter(loader)
-        for _ in range(len(loader) - 1):
-            while batches._data_queue.empty():
+        for _ in range(len(loader) - ahead):
+            while batches._data_queue.qsize() < ahead:
                 time.sleep(0.001)
             start = time.perf_counter()
             batch = next(batches)

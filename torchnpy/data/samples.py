@@ -116,7 +116,7 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         position = resolve_index(index, len(self))
         urls = self._urls.encoded((position,))
         (data,), _ = self._reader.read(urls, together=False, keep_going=False)
-        return self._make_sample(position, data)
+        return self._make_samples([position], [data])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
@@ -125,20 +125,23 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
         warn_of_little_shared_memory(samples)
         return samples
 
-    def _make_sample(self, position: int, data: Any) -> Any:
-        sample = data if self._transform is None else self._transform(data)
+    def _make_samples(self, positions: Sequence[int], data: Sequence[Any]) -> Sequence[Any]:
+        samples = data if self._transform is None else [self._transform(one) for one in data]
         if self._labels is None:
-            return sample
-        return sample, self._label(position)
+            return samples
+        return list(zip(samples, self._labels_at(positions), strict=True))
 
-    def _label(self, position: int) -> Any:
+    def _labels_at(self, positions: Sequence[int]) -> Sequence[Any]:
         labels = self._labels
         if isinstance(labels, str):
             self._labels = labels = self._load_labels(labels)
-        if callable(labels) and not isinstance(labels, torch.Tensor):
-            return labels(self._urls[position])
+        if isinstance(labels, torch.Tensor):
+            # Not views of all labels, which would go along out of a worker.
+            return labels[torch.tensor(positions)].unbind()
+        if callable(labels):
+            return [labels(self._urls[position]) for position in positions]
         assert labels is not None
-        return labels[position]
+        return [labels[position] for position in positions]
 
     def _load_labels(self, url: str) -> torch.Tensor:
         labels = load(url, client=self._reader.client)
@@ -196,10 +199,12 @@ def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int,
         refuse_empty_batch(failures[0][1], len(places))
     failed = {index for index, _ in failures}
     loaded = [index for index in range(len(places)) if index not in failed]
-    return [
-        (index, places[index][0]._make_sample(places[index][1], data))
-        for index, data in zip(loaded, found, strict=True)
-    ]
+    samples: list[Any] = []
+    for dataset, indices in groupby(loaded, key=lambda index: places[index][0]):
+        positions = [places[index][1] for index in indices]
+        data = found[len(samples) : len(samples) + len(positions)]
+        samples += dataset._make_samples(positions, data)
+    return list(zip(loaded, samples, strict=True))
 
 
 def _make_skipped(on_error: OnError, max_skipped: int | None, count: int) -> Skipped | None:
