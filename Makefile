@@ -12,7 +12,7 @@ TORCH_INDEX_URL ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # What runs under AddressSanitizer with torch.
-ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py
+ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
 # For each fuzz target.
 FUZZ_SECONDS ?= 600

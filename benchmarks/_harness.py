@@ -17,8 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,6 +37,7 @@ PACKAGES = (
     "obstore",
     "s3torchconnector",
     "boto3",
+    "webdataset",
 )
 
 
@@ -86,14 +89,14 @@ class Result:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def parse_args(description: str, name: str) -> argparse.Namespace:
+def parse_args(description: str, name: str, rounds: int = 7) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, help="the best counts [7; with --quick 2]")
+    parser.add_argument("--rounds", type=int, help=f"the best counts [{rounds}; with --quick 2]")
     parser.add_argument("--quick", action="store_true", help="less work: does it run at all?")
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="only these rows")
     parser.add_argument("--output", type=Path, help="[benchmarks/results; with --quick build]")
     args = parser.parse_args()
-    args.rounds = args.rounds or (2 if args.quick else 7)
+    args.rounds = args.rounds or (2 if args.quick else rounds)
     args.name = name
     if args.output is None:
         folder = BUILD if args.quick else ROOT / "benchmarks" / "results"
@@ -104,13 +107,17 @@ def parse_args(description: str, name: str) -> argparse.Namespace:
 def run(rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Measures the rows, prints them, and writes the JSON."""
     machine = describe_machine()
+    write(measure_all(rows, args), args, machine)
+
+
+def measure_all(rows: Sequence[Row], args: argparse.Namespace) -> list[Result]:
     results = []
     for row in rows:
         if args.rows and row.name not in args.rows:
             continue
         results.append(measure(row, args.rounds))
         print_result(results[-1])
-    write(results, args, machine)
+    return results
 
 
 def write(
@@ -124,12 +131,20 @@ def write(
 
 
 def measure(row: Row, rounds: int) -> Result:
+    with ExitStack() as apart:
+        return _measure(row, rounds, apart)
+
+
+def _measure(row: Row, rounds: int, apart: ExitStack) -> Result:
     result = Result(row.name, row.title, row.unit, higher_is_better=row.unit not in ("us", "ms"))
     ready: list[tuple[Contender, Callable[[], object], int]] = []
     for contender in row.contenders:
         try:
-            work = run_apart(row, contender) if contender.cpus else contender.make()
-            ready.append((contender, work, prepare(row, work)))
+            if contender.cpus:
+                ready.append((contender, run_apart(row, contender, apart), 1))
+            else:
+                work = contender.make()
+                ready.append((contender, work, prepare(row, work)))
         except Exception as error:
             if contender.role == "ours":
                 raise
@@ -167,8 +182,11 @@ def prepare(row: Row, work: Callable[[], object]) -> int:
     return calls
 
 
-def run_apart(row: Row, contender: Contender) -> Callable[[], Sample]:
-    """Makes the contender in a child process with `contender.cpus` CPUs, which does the rounds."""
+def run_apart(row: Row, contender: Contender, apart: ExitStack) -> Callable[[], Sample]:
+    """Makes the contender in a child process with `contender.cpus` CPUs, which does the rounds.
+
+    The child may have children; it ends with `apart`.
+    """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 
@@ -177,27 +195,34 @@ def run_apart(row: Row, contender: Contender) -> Callable[[], Sample]:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: contender.cpus])
             work = contender.make()
             calls = prepare(row, work)
-            while True:
+            theirs.send(None)
+            while theirs.recv():
                 theirs.send(time_calls(work, calls))
-                theirs.recv()
         except Exception as error:
-            theirs.send(error)
+            theirs.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
-    context.Process(target=serve, daemon=True).start()
+    process = context.Process(target=serve)
+    process.start()
     theirs.close()  # so that its end is an error here
+    apart.callback(process.join)
+    apart.callback(stop, ours)
 
-    def next_sample() -> Sample:
+    def work() -> Sample:
+        ours.send(True)
         sample = ours.recv()
         if isinstance(sample, Exception):
             raise sample
         return sample
 
-    def work() -> Sample:
-        ours.send(None)
-        return next_sample()
-
-    next_sample()
+    failure = ours.recv()
+    if failure:
+        raise failure
     return work
+
+
+def stop(pipe: Connection) -> None:
+    with suppress(OSError), pipe:  # it may have ended
+        pipe.send(False)
 
 
 def time_calls(work: Callable[[], object], calls: int) -> Sample:

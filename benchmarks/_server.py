@@ -87,7 +87,7 @@ def serve_objects(count: int, large_nbytes: int) -> AbstractContextManager[Serve
             np.save(bucket / small_key(index), random.integers(0, 256, SMALL_SHAPE, np.uint8))
         np.save(bucket / LARGE_KEY, random.integers(0, 256, large_nbytes, np.uint8))
 
-    return _serve(fill)
+    return serve(fill)
 
 
 def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[Server]:
@@ -97,11 +97,12 @@ def serve_bucket(objects: Mapping[str, bytes]) -> AbstractContextManager[Server]
         for key, content in objects.items():
             (bucket / key).write_bytes(content)
 
-    return _serve(fill)
+    return serve(fill)
 
 
 @contextmanager
-def _serve(fill: Callable[[Path], None]) -> Iterator[Server]:
+def serve(fill: Callable[[Path], None]) -> Iterator[Server]:
+    """Serves a bucket, a folder on a disk with what `fill` puts there."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # /tmp may be memory
         bucket = Path(folder, "root", BUCKET)
         bucket.mkdir(parents=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-BENCHMARKS = ("decode", "npz", "remote", "memory", "cache", "import_time")
+BENCHMARKS = ("decode", "npz", "remote", "memory", "cache", "dataloader", "import_time")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     ],
     "large_https": [Goal("0.8x the limit", "limit", 0.8)],
     "cache_large": [Goal("0.8x local files", "limit", 0.8)],
+    "loader_0": [Goal("8x s3torchconnector", "s3torchconnector", 8)],
+    "loader_2": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
+    "loader_0_20ms": [Goal("8x s3torchconnector", "s3torchconnector", 8)],
+    "loader_2_20ms": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
     "memory": [Ceiling("32 MiB", 32)],
     "import": [Ceiling("30 ms", 30)],
 }

@@ -1,12 +1,14 @@
 """Which S3 store an example uses, and how its data gets there."""
 
 import argparse
+import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import boto3
+import numpy as np
 from botocore.config import Config
 from local_s3 import local_s3
 from tqdm import tqdm
@@ -51,3 +53,9 @@ def upload(urls: Sequence[str], contents: Sequence[bytes]) -> int:
     with ThreadPoolExecutor(16) as pool:
         puts = pool.map(put, urls, contents)
         return sum(tqdm(puts, "      upload", len(urls), unit="object", leave=False))
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()

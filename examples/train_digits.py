@@ -6,7 +6,6 @@ Usage:
 """
 
 import argparse
-import io
 import sys
 import time
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from store import add_store_options, open_store, parse_args, upload
+from store import add_store_options, npy, open_store, parse_args, upload
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, random_split
 from tqdm import tqdm
@@ -115,12 +114,6 @@ def upload_digits(folder: str, count: int) -> int:
     upload([f"{folder}/labels.npy"], [npy(digits.target[:count])])
     urls = [f"{folder}/images/{index:04}.npy" for index in range(count)]
     return upload(urls, [npy(image) for image in images])
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def train_net(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from servers.http import ObjectServer
 from support import ROOT, npy, run_script
 
@@ -68,6 +69,14 @@ def test_botocore_credentials_load_in_workers() -> None:
     assert "Loaded 16 arrays from " in run_example("botocore_credentials.py")
 
 
+def test_map_ray_writes_each_image_into_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # else one is written to the home folder
+    out = run_example("map_ray.py", "--limit", 60, "--shard", 30)
+    assert "wrote 2 shards" in out
+    assert "image: float32 (30, 8, 8)" in out
+    assert "images   60, " in out
+
+
 def test_read_http_serves_and_reads_its_own_array() -> None:
     assert "equal True" in run_example("read_http.py")
 
@@ -92,3 +101,18 @@ def test_the_readmes_archive_is_read(tmp_path: Path) -> None:
     out = run_script(f"import os, sys\nos.chdir(sys.argv[1])\n{code}", tmp_path)
     assert "image" in out
     assert "(480, 640, 3)" in out
+
+
+def test_train_ddp_shows_each_sample_once_in_both_styles() -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--limit", "121", "--epochs", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, EXAMPLES / "train_ddp.py", *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for style in ("map", "stream"):
+        for epoch in range(2):
+            expected = f"{style}, epoch {epoch}: ranks saw [61, 61] samples, together 121 of 121, 1"
+            assert expected in done.stdout

@@ -84,9 +84,7 @@ struct NpyLoader::State final : Sink {
     return {};
   }
 
-  bool wants_checksum() const {
-    return source->asks_checksum() && !options.rows && !options.header_only;
-  }
+  bool wants_checksum() const { return source->asks_checksum() && !options.rows; }
 
   std::vector<Read> next_check() {
     parts.check();
@@ -112,7 +110,7 @@ struct NpyLoader::State final : Sink {
   std::vector<Read> next_start() {
     if (take_view()) return {};
     stage = Stage::kFirstRead;
-    const bool is_whole = !options.rows && !options.header_only;
+    const bool is_whole = !options.rows;
     first_nbytes = is_whole ? source->read_sizes(0).first_nbytes : kFirstReadNbytes;
     // Stores send the checksum only with an answer that was asked for without a range.
     return {{wants_checksum() ? Range{} : Range{0, first_nbytes}, this}};
@@ -136,11 +134,6 @@ struct NpyLoader::State final : Sink {
   void read_header(ByteView bytes) {
     NpyHeader parsed = parse_npy_header(bytes);
     uint64_t begin = parsed.data_offset;
-    if (options.header_only) {
-      destination.begin = destination.end = begin;
-      header = std::move(parsed);
-      return;
-    }
     const bool is_void = parsed.dtype.type == ScalarType::kVoid;
     if (!(is_void && options.allow_void)) check_npy_loadable(parsed.dtype);
     if (const std::optional<uint64_t> nbytes = source->nbytes()) {

@@ -88,7 +88,6 @@ struct RowSlice {
 };
 
 struct NpyLoadOptions {
-  bool header_only = false;
   std::optional<RowSlice> rows;
   bool allow_void = false;  // the caller will say what the bits of a void dtype are
 };

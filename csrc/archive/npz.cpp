@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <deque>
-#include <numeric>
 #include <unordered_map>
 #include <utility>
 
 #include "archive/npz_member.h"
 #include "archive/npz_opening.h"
 #include "archive/parts.h"
+#include "archive/runs.h"
 #include "base/error.h"
 #include "format/text.h"
 
@@ -23,21 +23,10 @@ constexpr uint64_t kWorthGiving_ns = 20'000;
 constexpr uint64_t kMaxAtOnce_ns = 1'000'000;
 // Of small work: what goes with it.
 constexpr uint64_t kOverhead_ns = 500;
-// Bytes between members that may be read for nothing: one for so many that are wanted, and the
-// length of the tail where that was not read.
-constexpr uint64_t kWantedPerGapByte = 20;
-constexpr uint64_t kFreeGapNbytes = 64 << 10;
 constexpr size_t kGapRoomNbytes = 64 << 10;
 constexpr size_t kMaxShownNbytes = 200;
 
 constexpr std::string_view kSuffix = ".npy";
-
-// What a member wants of the object in one round of reads.
-struct Stretch {
-  size_t place = 0;  // of the member among those that are read
-  uint64_t begin = 0;
-  uint64_t end = 0;
-};
 
 // Calls `work`; its errors name the member.
 template <typename Work>
@@ -48,34 +37,6 @@ auto name_errors(const ZipMember& member, Work work) {
     error.add_member(format_name(member.name));
     throw;
   }
-}
-
-// Makes runs of stretches, in the object's order, that lie close together: over the smallest gaps
-// first, while what is read for nothing stays small or the source wants it so. Returns where in
-// `stretches` each ends.
-std::vector<size_t> find_runs(const std::vector<Stretch>& stretches, uint64_t free_nbytes,
-                              const ReadSizes& sizes) {
-  uint64_t budget = 0;
-  for (const Stretch& stretch : stretches) budget += stretch.end - stretch.begin;
-  budget = budget / kWantedPerGapByte + free_nbytes;
-  const auto gap_after = [&](size_t i) { return stretches[i + 1].begin - stretches[i].end; };
-  std::vector<size_t> gaps(stretches.empty() ? 0 : stretches.size() - 1);
-  std::iota(gaps.begin(), gaps.end(), size_t{0});
-  std::ranges::stable_sort(gaps, {}, gap_after);
-  std::vector<bool> is_joined(stretches.size());
-  for (const size_t gap : gaps) {
-    const uint64_t gap_nbytes = gap_after(gap);
-    if (gap_nbytes > std::max(budget, sizes.coalesce_nbytes)) break;
-    budget -= std::min(budget, gap_nbytes);
-    is_joined[gap] = true;
-  }
-  std::vector<size_t> ends;
-  for (size_t i = 0; i < stretches.size(); ++i) {
-    const uint64_t begin = stretches[ends.empty() ? 0 : ends.back()].begin;
-    const bool goes_on = is_joined[i] && stretches[i + 1].end - begin <= sizes.part_nbytes;
-    if (!goes_on) ends.push_back(i + 1);
-  }
-  return ends;
 }
 
 }  // namespace
@@ -293,7 +254,7 @@ struct NpzLoader::State {
     const uint64_t tail_begin = tail.content.bytes.empty() ? Range::kToEnd : tail.offset;
     const ReadSizes sizes = source->read_sizes(Range::kToEnd);
     std::vector<Read> reads;
-    std::vector<Stretch> stretches;
+    std::vector<Stretch> stretches;  // of the members at their places
     for (size_t place = 0; place < members.size(); ++place) {
       const MemberRead& read = members[place];
       if (read.is_complete()) continue;
@@ -308,8 +269,10 @@ struct NpzLoader::State {
       }
     }
     std::ranges::sort(stretches, {}, &Stretch::begin);
+    // What a tail takes, where none was read.
+    const uint64_t free_nbytes = given_archive ? kFreeGapNbytes : 0;
     size_t begin = 0;
-    for (const size_t end : find_runs(stretches, given_archive ? kFreeGapNbytes : 0, sizes)) {
+    for (const size_t end : find_runs(stretches, free_nbytes, sizes)) {
       spans.emplace_back(*this, std::span(stretches).subspan(begin, end - begin));
       reads.push_back({spans.back().range(), &spans.back()});
       begin = end;
@@ -332,7 +295,7 @@ struct NpzLoader::State {
       MemberRead& complete = members[place];
       name_errors(complete.zip(), [&] {
         entries[place] = complete.decode();
-        if (options.decoded) options.decoded(entries[place]);
+        if (options.decoded) options.decoded(entries[place], workers);
       });
     };
     bool is_small = cost_ns < kWorthGiving_ns;

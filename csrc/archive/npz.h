@@ -76,8 +76,8 @@ struct NpzLoadOptions {
   bool allow_void = false;  // the caller will say what the bits of void dtypes are
   ZipLimits limits;
   // Called with each entry as soon as it is there, on the thread that decoded it; may move its data
-  // elsewhere. Not with header_only.
-  std::function<void(NpzEntry&)> decoded;
+  // elsewhere, and ask the workers, if there are any. Not with header_only.
+  std::function<void(NpzEntry&, Workers*)> decoded;
 };
 
 // Opens an archive, unless it is open, and reads members of it: the object's last 64 KiB -> the

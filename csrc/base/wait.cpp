@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/fork.h"
@@ -17,6 +18,7 @@ std::atomic<bool> ended{false};
 ThreadCount waiting;
 // Of this thread: an interrupt check may run a program's code, which may wait, too.
 thread_local int scope_count = 0;
+thread_local const std::atomic<bool>* stop_wanted = nullptr;
 
 // Leaves the scopes and stays here until the process is gone.
 [[noreturn]] void park() {
@@ -62,8 +64,14 @@ WaitScope::~WaitScope() {
   waiting.leave();
 }
 
+StopScope::StopScope(const std::atomic<bool>& wanted)
+    : outer_(std::exchange(stop_wanted, &wanted)) {}
+
+StopScope::~StopScope() { stop_wanted = outer_; }
+
 bool WaitScope::must_stop() {
   if (ended) park();
+  if (stop_wanted != nullptr && *stop_wanted) return true;
   const InterruptCheck check = interrupt_check;
   return check != nullptr && check();
 }

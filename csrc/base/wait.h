@@ -1,6 +1,7 @@
 // How a thread waits for I/O so that Ctrl-C and interpreter exit reach it.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -25,6 +26,19 @@ void end_waits();
 
 // Whether `error`, which is not nullptr, is an InterruptedError.
 bool is_interruption(const std::exception_ptr& error);
+
+// While it lives, the calling thread's waits are given up once `wanted` is true, which any thread
+// may make it. They nest: the innermost counts.
+class StopScope {
+ public:
+  explicit StopScope(const std::atomic<bool>& wanted);
+  ~StopScope();
+  StopScope(const StopScope&) = delete;
+  StopScope& operator=(const StopScope&) = delete;
+
+ private:
+  const std::atomic<bool>* outer_;
+};
 
 // Registers the calling thread as waiting for as long as it lives.
 class WaitScope {

@@ -1,6 +1,9 @@
 #include "python/batch.h"
 
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <utility>
 
 #include "python/convert.h"
 #include "python/errors.h"
@@ -53,6 +56,40 @@ py::tuple load_archives(Client& client, const std::vector<std::string>& urls, co
   return py::make_tuple(archives, failures);
 }
 
+// Views of each index of the first axis, of the class `row_class`: a subclass of torch.Tensor in
+// Python that adds nothing to its layout. As torch.unbind() and as_subclass() would make them, but
+// without their dispatch, which takes longer than to fetch a small sample.
+py::list split_rows(const py::object& batch, const py::object& row_class) {
+  const at::Tensor& tensor = THPVariable_Unpack(batch.ptr());
+  py::list rows(static_cast<size_t>(tensor.size(0)));
+  for (int64_t i = 0; i < tensor.size(0); ++i) {
+    at::Tensor view = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(tensor.storage()),
+                                                               tensor.key_set(), tensor.dtype());
+    view.unsafeGetTensorImpl()->set_sizes_and_strides(
+        tensor.sizes().slice(1), tensor.strides().slice(1),
+        tensor.storage_offset() + i * tensor.stride(0));
+    py::object row = wrap(view);
+    row.attr("__class__") = row_class;
+    rows[static_cast<size_t>(i)] = std::move(row);
+  }
+  return rows;
+}
+
+// Whether `samples` are the rows of `batch`, all and in order.
+bool are_rows(const py::object& batch, const py::sequence& samples, const py::object& row_class) {
+  const at::Tensor& tensor = THPVariable_Unpack(batch.ptr());
+  if (static_cast<int64_t>(samples.size()) != tensor.size(0) || tensor.numel() == 0) return false;
+  const uint64_t row_nbytes = tensor.nbytes() / samples.size();
+  const auto* expected = static_cast<const uint8_t*>(tensor.const_data_ptr());
+  for (const py::handle sample : samples) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(sample.ptr())) != row_class.ptr()) return false;
+    const at::Tensor& row = THPVariable_Unpack(sample.ptr());
+    if (row.const_data_ptr() != expected || row.nbytes() != row_nbytes) return false;
+    expected += row_nbytes;
+  }
+  return true;
+}
+
 }  // namespace
 
 void bind_batches(py::module_& m) {
@@ -63,6 +100,8 @@ void bind_batches(py::module_& m) {
            py::kw_only(), py::arg("together"), py::arg("shared"), py::arg("keep_going"));
   m.def("allocate_shared",
         [](uint64_t nbytes) { return wrap(make_bytes(allocate_shared_storage(nbytes))); });
+  m.def("split_rows", &split_rows);
+  m.def("are_rows", &are_rows);
   m.def("load_batch", &load_arrays);
   m.def("load_npz_batch", &load_archives);
 }

@@ -3,14 +3,18 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <atomic>
+
 #include "base/error.h"
 #include "base/log.h"
+#include "base/wait.h"
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
 #include "python/errors.h"
 #include "python/gil.h"
 #include "python/npz.h"
+#include "python/rows.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -101,6 +105,43 @@ py::list load_objects(Client& client, const std::vector<std::string>& urls,
   py::list result;
   for (const Array& array : without_gil([&] { return load_many(client, urls, options); })) {
     result.append(wrap(array));
+  }
+  return result;
+}
+
+// Ends loads that another thread waits for.
+struct StopFlag {
+  std::atomic<bool> wanted{false};
+};
+
+// Rows [start, stop), or the whole array.
+using PythonSlice = std::optional<std::pair<int64_t, int64_t>>;
+
+py::list load_object_slices(Client& client, const std::vector<std::string>& urls,
+                            const std::vector<PythonSlice>& slices, const py::object& dtype,
+                            const StopFlag& stop) {
+  LoadOptions options;
+  options.mmap = false;  // who reads ahead wants the bytes, not a promise of them
+  options.dtype = parse_dtype(dtype);
+  std::vector<std::optional<RowSlice>> rows;
+  rows.reserve(slices.size());
+  for (const PythonSlice& slice : slices) {
+    rows.push_back(slice ? std::optional(RowSlice{slice->first, slice->second}) : std::nullopt);
+  }
+  py::list result;
+  for (const Array& array : without_gil([&] {
+         const StopScope scope(stop.wanted);
+         return load_many_rows(client, urls, rows, options);
+       })) {
+    result.append(wrap(array));
+  }
+  return result;
+}
+
+py::list read_object_headers(Client& client, const std::vector<std::string>& urls) {
+  py::list result;
+  for (const NpyHeader& header : without_gil([&] { return read_headers(client, urls); })) {
+    result.append(wrap_header(header));
   }
   return result;
 }
@@ -271,6 +312,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("load", &load_object);
   m.def("load_rows", &load_object_rows);
   m.def("load_many", &load_objects);
+  py::class_<StopFlag>(m, "StopFlag").def(py::init<>()).def("set", [](StopFlag& flag) {
+    flag.wanted = true;
+  });
+  m.def("load_slices", &load_object_slices);
+  m.def("headers", &read_object_headers);
   m.def("header", [](Client& client, const std::string& url) {
     return wrap_header(without_gil([&] { return read_header(client, url); }));
   });
@@ -281,6 +327,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_npz(m);
   bind_batches(m);
+  bind_rows(m);
   bind_texts(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);

@@ -5,11 +5,9 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <numeric>
 #include <utility>
 
 #include "base/error.h"
-#include "base/wait.h"
 #include "torch/batch_column.h"
 
 namespace torchnpy {
@@ -80,7 +78,11 @@ class Loads {
     return samples;
   }
 
-  std::vector<Failure> take_failures() { return std::move(failures_); }
+  // In the order of the samples.
+  std::vector<Failure> take_failures() {
+    std::ranges::sort(failures_, {}, &Failure::index);
+    return std::move(failures_);
+  }
 
  private:
   void fail(size_t sample, const std::exception_ptr& error) {
@@ -113,20 +115,21 @@ struct RowLoad final : public Allocator {
   void attach(Workers& workers_in) override { workers = &workers_in; }
 
   OwnedBytes allocate(uint64_t nbytes) override {
-    const std::optional<MutableBytes> row = find_row();
+    const std::optional<MutableBytes> row = find_row(workers);
     in_row = row.has_value();
     return in_row ? OwnedBytes{*row, nullptr} : own.allocate(nbytes);
   }
 
-  std::optional<MutableBytes> find_row() {
+  std::optional<MutableBytes> find_row(Workers* helpers) {
     if (!memory.column) return std::nullopt;
-    return memory.column->row(index, loader.header(), workers);
+    return memory.column->row(index, loader.header(), helpers);
   }
 
-  // A view, of the cache or of a small file, goes into its row when all is there.
+  // A view, of the cache or of a small file, goes into its row when all is there, and the workers
+  // are gone.
   void copy_view() {
     if (!loader.is_view()) return;
-    const std::optional<MutableBytes> row = find_row();
+    const std::optional<MutableBytes> row = find_row(nullptr);
     if (!row) return;
     const ByteView data = loader.data().bytes;
     if (!data.empty()) std::memcpy(row->data(), data.data(), data.size());
@@ -153,7 +156,7 @@ struct RowLoad final : public Allocator {
   NpyBatchMemory& memory;
   const size_t index;
   StorageAllocator own;
-  Workers* workers = nullptr;
+  Workers* workers = nullptr;  // while the loads run
   bool in_row = false;
   NpyLoader loader;
 };
@@ -183,7 +186,7 @@ struct ArchiveLoad {
   NpzLoadOptions options() {
     NpzLoadOptions result = make_load_options(memory.keys, memory.npz_options);
     if (memory.options.together) {
-      result.decoded = [this](NpzEntry& entry) { place(entry); };
+      result.decoded = [this](NpzEntry& decoded, Workers* workers) { place(decoded, workers); };
     }
     return result;
   }
@@ -195,10 +198,10 @@ struct ArchiveLoad {
   NpzEntry& entry(size_t key) { return loader.entries()[loader.places()[key]]; }
 
   // On the thread that decoded it.
-  void place(NpzEntry& decoded) {
+  void place(NpzEntry& decoded, Workers* workers) {
     BatchColumn& column = column_of(decoded);
     if (!decoded.header) return column.refuse();
-    const std::optional<MutableBytes> row = column.row(index, *decoded.header, nullptr);
+    const std::optional<MutableBytes> row = column.row(index, *decoded.header, workers);
     if (!row) return;
     if (!row->empty()) std::memcpy(row->data(), decoded.data.bytes.data(), row->size());
     decoded.data = {*row, nullptr};

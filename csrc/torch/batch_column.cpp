@@ -1,6 +1,7 @@
 #include "torch/batch_column.h"
 
 #include <cstring>
+#include <new>
 
 #include "base/error.h"
 
@@ -28,7 +29,13 @@ std::optional<MutableBytes> BatchColumn::row(size_t index, const NpyHeader& head
 void BatchColumn::begin(const Layout& layout, Workers* workers) {
   uint64_t nbytes = 0;
   if (!checked_multiply(count_, layout.nbytes, &nbytes)) return;  // they do not fit side by side
-  storage_ = shared_ ? allocate_shared_storage(nbytes) : allocate_storage(nbytes);
+  try {
+    storage_ = shared_ ? allocate_shared_storage(nbytes) : allocate_storage(nbytes);
+  } catch (const c10::Error&) {
+    return;  // too large for one; the others may be smaller than the first
+  } catch (const std::bad_alloc&) {
+    return;
+  }
   layout_ = layout;
   dtypes_.resize(count_);
   if (workers != nullptr) touch_ahead(storage_, *workers, agrees_);

@@ -2,6 +2,7 @@
 
 #include <deque>
 
+#include "archive/header_loader.h"
 #include "base/error.h"
 
 namespace torchnpy {
@@ -64,12 +65,19 @@ void run_all(const std::vector<Loader*>& loaders, const RunOptions& options) {
 
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
                              const LoadOptions& options) {
-  const NpyLoadOptions npy_options = make_npy_options(options);
+  return load_many_rows(client, urls, std::vector(urls.size(), options.rows), options);
+}
+
+std::vector<Array> load_many_rows(Client& client, const std::vector<std::string>& urls,
+                                  const std::vector<std::optional<RowSlice>>& rows,
+                                  const LoadOptions& options) {
+  NpyLoadOptions npy_options = make_npy_options(options);
   std::deque<ArrayLoad> loads;  // neither moved nor copied as it grows
   std::vector<Loader*> loaders;
   loaders.reserve(urls.size());
-  for (const std::string& url : urls) {
-    loaders.push_back(&loads.emplace_back(client.open(url, options.mmap), npy_options).loader);
+  for (size_t i = 0; i < urls.size(); ++i) {
+    npy_options.rows = rows.at(i);
+    loaders.push_back(&loads.emplace_back(client.open(urls[i], options.mmap), npy_options).loader);
   }
   run_all(loaders);
   std::vector<Array> arrays;
@@ -79,11 +87,21 @@ std::vector<Array> load_many(Client& client, const std::vector<std::string>& url
 }
 
 NpyHeader read_header(Client& client, const std::string& url) {
-  NpyLoadOptions options;
-  options.header_only = true;
-  NpyLoader loader(client.open(url), heap_allocator(), options);
-  load_one(loader);
-  return std::move(loader.header());
+  return std::move(read_headers(client, {url}).front());
+}
+
+std::vector<NpyHeader> read_headers(Client& client, const std::vector<std::string>& urls) {
+  std::deque<NpyHeaderLoader> headers;  // neither moved nor copied as it grows
+  std::vector<Loader*> loaders;
+  loaders.reserve(urls.size());
+  for (const std::string& url : urls) {
+    loaders.push_back(&headers.emplace_back(client.open(url, /*mmap=*/false)));
+  }
+  run_all(loaders);
+  std::vector<NpyHeader> result;
+  result.reserve(urls.size());
+  for (NpyHeaderLoader& one : headers) result.push_back(std::move(one.header()));
+  return result;
 }
 
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset, uint64_t nbytes) {

@@ -29,7 +29,14 @@ Array load(std::shared_ptr<Source> source, const LoadOptions& options);
 // Concurrently, in the order of `urls`. The first failure ends the others and is thrown.
 std::vector<Array> load_many(Client& client, const std::vector<std::string>& urls,
                              const LoadOptions& options = {});
+// The same of rows: `rows` has one element a URL, nullopt for the whole array, and takes the place
+// of options.rows.
+std::vector<Array> load_many_rows(Client& client, const std::vector<std::string>& urls,
+                                  const std::vector<std::optional<RowSlice>>& rows,
+                                  const LoadOptions& options = {});
 NpyHeader read_header(Client& client, const std::string& url);
+// As load_many().
+std::vector<NpyHeader> read_headers(Client& client, const std::vector<std::string>& urls);
 // Bytes of any object, as a uint8 tensor.
 at::Tensor fetch(Client& client, const std::string& url, uint64_t offset,
                  uint64_t nbytes = Range::kToEnd);

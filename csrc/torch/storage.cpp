@@ -82,13 +82,8 @@ c10::Storage allocate_shared_storage(uint64_t nbytes) {
   }
   constexpr int kFlags = at::ALLOCATOR_MAPPED_SHAREDMEM | at::ALLOCATOR_MAPPED_NOCREATE |
                          at::ALLOCATOR_MAPPED_KEEPFD | at::ALLOCATOR_MAPPED_FROMFD;
-  at::DataPtr memory;
-  try {
-    memory = at::MapAllocator::makeDataPtr(at::WITH_FD, "torchnpy-batch", fd.get(), kFlags, nbytes,
-                                           nullptr);
-  } catch (const c10::Error&) {
-    fail_shared(nbytes, "mmap", ENOMEM);
-  }
+  at::DataPtr memory = at::MapAllocator::makeDataPtr(at::WITH_FD, "torchnpy-batch", fd.get(),
+                                                     kFlags, nbytes, nullptr);
   fd.release();  // the memory's owner closes it
   ask_for_huge_pages({static_cast<uint8_t*>(memory.mutable_get()), nbytes});
   return c10::Storage(c10::make_intrusive<c10::StorageImpl>(

@@ -16,7 +16,7 @@ c10::Storage allocate_storage(uint64_t nbytes);
 
 // `nbytes`, zeros, that other processes can map: torch hands the storage to another process
 // by its file descriptor, without a copy. It is anonymous memory, so /dev/shm does not limit it.
-// Throws MemoryError when there is none to be had.
+// Throws MemoryError when the process may have no more files, c10::Error when memory is exhausted.
 c10::Storage allocate_shared_storage(uint64_t nbytes);
 
 // Has `workers` touch the pages of `storage`, from its start on, so that who fills it does not wait

@@ -71,6 +71,8 @@ class CachedSource final : public Source, public std::enable_shared_from_this<Ca
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
   void forget() override;
+  std::string version_name() const override;
+  void expect_version(const std::string& version_name) override;
   ReadSizes read_sizes(uint64_t wanted_nbytes) const override {
     return source_->read_sizes(wanted_nbytes);
   }
@@ -320,6 +322,21 @@ void CachedSource::discard() {
   if (version) cache_->drop(key_, *version);
   source_->discard();
   forget();
+}
+
+std::string CachedSource::version_name() const {
+  const Known version = trusted();
+  if (!version) return source_->version_name();
+  return Version{version->nbytes, version->etag, version->modified}.format();
+}
+
+void CachedSource::expect_version(const std::string& version_name) {
+  look_up();
+  source_->expect_version(version_name);
+  const std::lock_guard lock(process_mutex());
+  is_trusted_ =
+      known_ && Version{known_->nbytes, known_->etag, known_->modified}.format() == version_name;
+  if (!is_trusted_) known_ = nullptr;
 }
 
 void CachedSource::forget() {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -152,6 +153,27 @@ class FileSource : public Source {
   std::optional<uint64_t> nbytes() const override { return nbytes_; }
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
 
+  std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) override {
+    struct stat status;
+    if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
+    if (static_cast<uint64_t>(status.st_size) < offset + nbytes) return std::nullopt;
+    std::optional<OwnedBytes> all = mapping();
+    if (!all) return std::nullopt;
+    return OwnedBytes{all->bytes.subspan(offset, nbytes), std::move(all->owner)};
+  }
+
+  // A disk is fastest with many requests at once; one after the other they take twenty times as
+  // long. Where all is in memory, asking for each range would take as long as copying it.
+  void will_read(std::span<const Range> ranges) override {
+    constexpr uint64_t kMaxNbytes = 1 << 20;  // of longer ones the kernel reads ahead by itself
+    if (ranges.size() < 2 || is_in_memory(ranges)) return;
+    for (const Range& range : ranges) {
+      if (range.nbytes > kMaxNbytes) continue;
+      ::posix_fadvise(fd_.get(), static_cast<off_t>(range.offset), static_cast<off_t>(range.nbytes),
+                      POSIX_FADV_WILLNEED);
+    }
+  }
+
   void start(Range range, Sink& sink) override {
     std::exception_ptr error;
     try {
@@ -179,6 +201,33 @@ class FileSource : public Source {
   }
 
  private:
+  // Made at first use. What is copied out of it lies anywhere: the kernel shall not read ahead.
+  std::optional<OwnedBytes> mapping() {
+    {
+      const std::lock_guard lock(process_mutex());
+      if (mapping_) return mapping_;
+    }
+    std::optional<OwnedBytes> made = map(fd_.get(), nbytes_);
+    if (!made) return std::nullopt;
+    ::madvise(made->bytes.data(), made->bytes.size(), MADV_RANDOM);
+    const std::lock_guard lock(process_mutex());
+    if (!mapping_) std::swap(mapping_, made);  // another thread may have been faster
+    return mapping_;
+  }
+
+  // Goes by a few of the ranges. False also where the file system does not tell.
+  bool is_in_memory(std::span<const Range> ranges) const {
+    constexpr size_t kSamples = 8;
+    uint8_t byte = 0;
+    const iovec room{&byte, 1};
+    const size_t step = std::max<size_t>(ranges.size() / kSamples, 1);
+    for (size_t i = 0; i < ranges.size(); i += step) {
+      const auto offset = static_cast<off_t>(ranges[i].offset);
+      if (::preadv2(fd_.get(), &room, 1, offset, RWF_NOWAIT) < 0) return false;
+    }
+    return true;
+  }
+
   // Keeps the sink in reading_ while its read goes on.
   class Reading {
    public:
@@ -205,7 +254,8 @@ class FileSource : public Source {
   const std::string path_;
   const Descriptor fd_;
   const uint64_t nbytes_;
-  std::vector<Sink*> reading_;  // under process_mutex()
+  std::vector<Sink*> reading_;         // under process_mutex(), as is
+  std::optional<OwnedBytes> mapping_;  // whole; empty before peek()
 };
 
 }  // namespace

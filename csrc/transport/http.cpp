@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <condition_variable>
 #include <mutex>
 #include <string_view>
@@ -32,6 +33,28 @@ bool Version::matches(const VersionSeen& seen) const {
   if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;
   if (!etag.empty() && !seen.etag.empty()) return etag == seen.etag;
   return modified.empty() || seen.modified.empty() || modified == seen.modified;
+}
+
+// "nbytes\netag\nmodified": no header has a line break.
+std::string Version::format() const {
+  return fmt::format("{}\n{}\n{}", nbytes ? std::to_string(*nbytes) : "", etag, modified);
+}
+
+Version Version::parse(std::string_view text) {
+  const auto take_line = [&text] {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    return line;
+  };
+  Version version;
+  const std::string_view digits = take_line();
+  uint64_t nbytes = 0;
+  const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), nbytes);
+  if (parsed.ec == std::errc{}) version.nbytes = nbytes;
+  version.etag = take_line();
+  version.modified = take_line();
+  return version;
 }
 
 std::exception_ptr add_name(std::exception_ptr error, const std::string& name) noexcept {
@@ -123,6 +146,18 @@ void HttpSource::forget() {
   pinned_reads_ = 0;
   offered_ = nullptr;
   is_unchanged_ = false;
+}
+
+std::string HttpSource::version_name() const {
+  const std::shared_ptr<const Version> pinned = version();
+  return pinned == nullptr ? std::string{} : pinned->format();
+}
+
+void HttpSource::expect_version(const std::string& version_name) {
+  auto expected = std::make_shared<const Version>(Version::parse(version_name));
+  const std::lock_guard lock(process_mutex());
+  version_ = std::move(expected);
+  pinned_reads_ = 1;  // another source's: no read may unpin it
 }
 
 bool HttpSource::offer(std::shared_ptr<const Version> version, bool trusted) {

@@ -33,6 +33,9 @@ struct Version {
 
   // False where both say something and it differs.
   bool matches(const VersionSeen& seen) const;
+  // As text, and back; without the checksum.
+  std::string format() const;
+  static Version parse(std::string_view text);
   // A weak tag in If-Match never matches (RFC 9110, 13.1.1).
   bool has_strong_etag() const;
 };
@@ -71,6 +74,8 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   void start(Range range, Sink& sink) override;
   void cancel(Sink& sink) override;
   void forget() override;
+  std::string version_name() const override;
+  void expect_version(const std::string& version_name) override;
   bool asks_checksum() const override { return object_->asks_checksum(); }
   std::optional<Checksum> checksum() const override;
   void discard() override;

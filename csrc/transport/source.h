@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/bytes.h"
@@ -73,6 +74,14 @@ class Source {
   // Bytes that need no copying, with their owner; empty when they must be read. The range
   // lies inside the object. Writes to them never reach the object.
   virtual std::optional<OwnedBytes> view(uint64_t offset, uint64_t nbytes) = 0;
+  // The same for bytes that are copied at once and then let go; also of a file that view() does not
+  // map because others may truncate it: one that was truncated by now gives none.
+  virtual std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) {
+    return view(offset, nbytes);
+  }
+  // All of these will be read, or peeked at, soon: a hint, for sources that can fetch them side by
+  // side meanwhile.
+  virtual void will_read(std::span<const Range> ranges) { static_cast<void>(ranges); }
   // Sends the range to the sink, which must live until its done(). Returns at once for a
   // remote object; a local one may call done() before start() returns. Where a server
   // ignores ranges and sends the whole object, a read goes on past the end of its range
@@ -84,6 +93,11 @@ class Source {
   // Forgets which version of the object the reads so far were of, so that the next may find
   // another. No read may be in flight.
   virtual void forget() {}
+  // Names the version of the object that the reads so far were of, for expect_version(), also in
+  // another process; empty before the first answer, and where versions have no names.
+  virtual std::string version_name() const { return {}; }
+  // Reads are of that version or fail with kChanged. Before the first read.
+  virtual void expect_version(const std::string& version_name) { static_cast<void>(version_name); }
 
   // Whether reads of the whole object (Range{}) ask for the checksum that the store keeps of it.
   virtual bool asks_checksum() const { return false; }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "aws_environment.h"
 #include "base/error.h"
@@ -143,6 +144,30 @@ TEST_F(FileTest, MissingIsNotFound) {
     EXPECT_EQ(error.kind(), TransportError::Kind::kNotFound);
     EXPECT_EQ(error.what(), path + ": cannot open: No such file or directory");
   }
+}
+
+TEST_F(FileTest, FileThatIsReadLetsPeekAtItsBytes) {
+  for (const size_t nbytes : {1000, 300 << 10}) {
+    const std::string text = content(nbytes);
+    const auto source = open_file(write("f", text), false);
+    const Range ranges[] = {{0, 10}, {500, 10}, {nbytes - 10, 10}};
+    source->will_read(ranges);
+    for (const Range& range : ranges) {
+      const std::optional<OwnedBytes> bytes = source->peek(range.offset, range.nbytes);
+      ASSERT_TRUE(bytes);
+      EXPECT_EQ(as_text(bytes->bytes), text.substr(range.offset, range.nbytes));
+    }
+  }
+}
+
+// Instead of SIGBUS.
+TEST_F(FileTest, BytesThatWereTruncatedAreNotPeekedAt) {
+  const std::string path = write("f", content(300 << 10));
+  const auto source = open_file(path, false);
+  EXPECT_TRUE(source->peek(200 << 10, 1000));
+  ASSERT_EQ(::truncate(path.c_str(), 100 << 10), 0);
+  EXPECT_FALSE(source->peek(200 << 10, 1000));
+  EXPECT_TRUE(source->peek(99 << 10, 1024));
 }
 
 TEST_F(FileTest, DirectoriesAndPipesAreRefused) {

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <functional>
+#include <thread>
 
 #include "base/error.h"
 #include "base/wait.h"
@@ -224,15 +226,6 @@ TEST_F(LoaderTest, RowsOfFortranOrderAreRefused) {
       load_rows(0, 1));
 }
 
-TEST_F(LoaderTest, HeaderOnlyReadsTheFirstBytes) {
-  make_source(make_npy(1000, 300));
-  NpyLoadOptions options;
-  options.header_only = true;
-  EXPECT_EQ("", load(options));
-  EXPECT_EQ(300'000u, loader_->header().nbytes);
-  EXPECT_EQ(1u, source_->reads.size());
-}
-
 TEST_F(LoaderTest, BytesOfAnyObject) {
   const std::string object = make_npy(1000, 300);
   struct Row {
@@ -301,6 +294,19 @@ TEST_F(LoaderTest, InterruptEndsTheWait) {
   NpyLoader stalled(std::make_shared<StalledSource>(), heap_allocator());
   EXPECT_THROW(load_one(stalled), InterruptedError);
   set_interrupt_check(nullptr);
+}
+
+TEST_F(LoaderTest, AnotherThreadEndsTheWait) {
+  std::atomic<bool> wanted{false};
+  std::thread other([&wanted] { wanted = true; });
+  {
+    const StopScope scope(wanted);
+    NpyLoader stalled(std::make_shared<StalledSource>(), heap_allocator());
+    EXPECT_THROW(load_one(stalled), InterruptedError);
+    EXPECT_TRUE(WaitScope::must_stop());
+  }
+  EXPECT_FALSE(WaitScope::must_stop());
+  other.join();
 }
 
 // Arrays whose store has a checksum.

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from torchnpy._ops import _C
 from torchnpy.client import Client, default_client
+from torchnpy.data.collate import warn_of_little_shared_memory
 from torchnpy.data.listing import FromUrls
 from torchnpy.data.skipped import Skipped, refuse_empty_batch
 from torchnpy.data.urls import UrlList
@@ -119,7 +121,9 @@ class SampleDataset(FromUrls, Dataset[Any], ABC):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of a batch, fetched concurrently, in one tensor where they agree."""
         places = [(self, resolve_index(index, len(self))) for index in indices]
-        return [sample for _, sample in read_samples(places)]
+        samples = [sample for _, sample in read_samples(places)]
+        warn_of_little_shared_memory(samples)
+        return samples
 
     def _make_sample(self, position: int, data: Any) -> Any:
         sample = data if self._transform is None else self._transform(data)
@@ -174,8 +178,11 @@ def read_samples(places: Sequence[tuple[SampleDataset, int]]) -> list[tuple[int,
     """
     if not places:
         return []
+    urls: list[bytes] = []
+    for dataset, run in groupby(places, key=lambda place: place[0]):
+        urls += dataset._urls.encoded([position for _, position in run])
     found, failures = places[0][0]._reader.read(
-        [dataset._urls.encoded((position,))[0] for dataset, position in places],
+        urls,
         # A transform may keep what it sees, and must not keep the batch.
         together=all(dataset._transform is None for dataset, _ in places),
         keep_going=any(dataset._skipped is not None for dataset, _ in places),
