@@ -18,10 +18,18 @@ from hypothesis import strategies as st
 from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import noise, npy, npz, run_script
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 import torchnpy as tnp
-from torchnpy.data import NpyDataset, NpzDataset, UrlList, urls_below, urls_in_manifest
+from torchnpy.data import (
+    NpyDataset,
+    NpyRowDataset,
+    NpyStream,
+    NpzDataset,
+    UrlList,
+    urls_below,
+    urls_in_manifest,
+)
 from torchnpy.data import urls_matching as matching
 from torchnpy.data.listing import FromUrls
 from torchnpy.sources import decode
@@ -255,13 +263,8 @@ class Names(FromUrls):
 
     _suffix = ".npy"
 
-    def __init__(self, urls: UrlList, **options: Any) -> None:
-        self.urls, self.options = urls, options
-
-
-class Stream(Names, IterableDataset):  # type: ignore[misc]
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.urls)
+    def __init__(self, urls: UrlList, labels: Any = None, **options: Any) -> None:
+        self.urls, self.labels, self.options = urls, labels, options
 
 
 KEYS = ["a.npy", "b.npz", "part/a1.npy", "part/b2.npy", "part/deep/c3.npy", "é.npy"]
@@ -458,7 +461,7 @@ def test_labels_of_several_types_stay_what_they_are(tmp_path: Path) -> None:
     labels: list[Any] = [1, True, 2.5, 2**70, None, [1, {"a": 2}]]
     text = "\n".join(json.dumps({"url": "x", "y": label}) for label in labels)
     manifest = write_text(tmp_path, text, "train.jsonl")
-    found = Names.from_manifest(manifest, labels_key="y").options["labels"]
+    found = Names.from_manifest(manifest, labels_key="y").labels
     assert [(type(label), label) for label in found] == [(type(label), label) for label in labels]
 
 
@@ -520,7 +523,18 @@ def test_a_manifest_that_is_not_there_is_file_not_found(
         (NpyDataset, "m.txt", {"format": "csv"}, "format: expected 'text', 'jsonl' or None but"),
         (NpyDataset, "m.txt", {"labels_key": "y"}, "labels_key: expected None, because .*m.txt is"),
         (NpyDataset, "m.jsonl", {"labels_key": "y", "labels": [1]}, "labels: expected None beside"),
-        (Stream, "m.jsonl", {"labels_key": "y"}, "labels_key: expected None for Stream, whose"),
+        (
+            NpyStream,
+            "m.jsonl",
+            {"labels_key": "y"},
+            "labels_key: expected None for NpyStream, which",
+        ),
+        (
+            NpyRowDataset,
+            "m.jsonl",
+            {"labels_key": "y"},
+            "labels_key: expected None for NpyRowDataset",
+        ),
     ],
 )
 def test_wrong_options_of_a_manifest_are_value_errors(
@@ -531,11 +545,24 @@ def test_wrong_options_of_a_manifest_are_value_errors(
         cls.from_manifest(manifest, **options)
 
 
-def test_a_stream_takes_urls_from_anywhere(tmp_path: Path) -> None:
+def test_options_are_the_constructors(tmp_path: Path) -> None:
     manifest = write_text(tmp_path, "/x.npy")
-    made = Stream.from_manifest(manifest, seed=3)
-    assert (made.urls, made.options) == (["/x.npy"], {"client": None, "seed": 3})
-    assert Stream.from_glob(manifest).urls == [str(manifest)]
+    made = Names.from_manifest(manifest, seed=3)
+    assert (made.urls, made.labels) == (["/x.npy"], None)
+    assert made.options == {"client": None, "seed": 3}
+    assert Names.from_glob(manifest, seed=4).options == {"seed": 4}
+
+
+@pytest.mark.parametrize("cls", [NpyStream, NpyRowDataset])
+def test_other_datasets_come_from_anywhere_too(
+    tmp_path: Path, prefix: str, s3_client: tnp.Client, cls: type[FromUrls]
+) -> None:
+    np.save(tmp_path / "x.npy", np.arange(3))
+    manifest = write_text(tmp_path, "x.npy")
+    for made in (cls.from_manifest(manifest), cls.from_glob(tmp_path / "*.npy")):
+        assert [int(row) for row in made] == [0, 1, 2]  # type: ignore[attr-defined]
+    below = cls.from_prefix(prefix, match="part/*", client=s3_client)
+    assert len(list(below)) == 8  # type: ignore[call-overload]
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, Self, TypeAlias, cast
-
-from torch.utils.data import IterableDataset
 
 from torchnpy.client import Client, ObjectInfo, default_client
 from torchnpy.data.manifest import read_manifest
@@ -147,16 +146,16 @@ class FromUrls:
             format: "text" or "jsonl" (JSON lines). Default: by the manifest's name.
             key: Of JSON lines: the name of the entry with the URL.
             labels_key: Of JSON lines: the name of the entry with the sample's label, which is any
-                value. Not for streams.
+                value. For NpyDataset and NpzDataset.
             options: As the constructor takes them.
 
         Raises:
             FormatError, ValueError, TransportError: See urls_in_manifest().
         """
         if labels_key is not None:
-            if issubclass(cls, IterableDataset):
+            if "labels" not in inspect.signature(cls).parameters:
                 raise ValueError(
-                    f"labels_key: expected None for {cls.__name__}, whose samples have no labels, "
+                    f"labels_key: expected None for {cls.__name__}, which takes no labels, "
                     f"but found {labels_key!r}"
                 )
             if options.get("labels") is not None:
