@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "python/convert.h"
@@ -90,6 +91,12 @@ bool are_rows(const py::object& batch, const py::sequence& samples, const py::ob
   return true;
 }
 
+// Of bytes. Not with torch's operator, whose threads a forked child lacks.
+int64_t count_nonzero(const py::object& bytes) {
+  const ByteView view = bytes_of(THPVariable_Unpack(bytes.ptr()));
+  return std::ranges::count_if(view, [](uint8_t byte) { return byte != 0; });
+}
+
 }  // namespace
 
 void bind_batches(py::module_& m) {
@@ -102,6 +109,7 @@ void bind_batches(py::module_& m) {
         [](uint64_t nbytes) { return wrap(make_bytes(allocate_shared_storage(nbytes))); });
   m.def("split_rows", &split_rows);
   m.def("are_rows", &are_rows);
+  m.def("count_nonzero", &count_nonzero);
   m.def("load_batch", &load_arrays);
   m.def("load_npz_batch", &load_archives);
 }

@@ -5,7 +5,7 @@
 
 namespace torchnpy {
 
-// Adds load_batch, load_npz_batch, allocate_shared, split_rows and are_rows to _C.
+// Adds load_batch, load_npz_batch, and what their memory, rows and marks need, to _C.
 void bind_batches(pybind11::module_& m);
 
 }  // namespace torchnpy

@@ -26,27 +26,17 @@ class Skipped:
         self._marks: torch.Tensor = _C.allocate_shared(count)
 
     def positions(self) -> list[int]:
-        found = []
-        marks = self._read()
-        position = marks.find(1)
-        while position >= 0:
-            found.append(position)
-            position = marks.find(1, position + 1)
-        return found
+        return [position for position, mark in enumerate(self._marks.tolist()) if mark]
 
     def add(self, position: int, error: Exception) -> None:
         """Raises ``error`` when too many samples were skipped."""
         self._marks[position] = 1
-        count = self._read().count(1)
+        count = _C.count_nonzero(self._marks)
         if count > self._limit:
             raise _extend(
                 error, f"{count} samples were skipped, more than max_skipped={self._limit} allows"
             ) from error
         _logger.warning("skipped a sample: %s", error)
-
-    def _read(self) -> bytes:
-        # Nothing that torch gives to its threads, which do not survive a fork.
-        return bytes(self._marks.tolist())
 
 
 def refuse_empty_batch(error: Exception, count: int) -> None:
