@@ -10,7 +10,7 @@ class UnsupportedError(NotImplementedError, ValueError):
 
 
 class TransportError(OSError):
-    """An object could not be read: the message has its name, status, attempts and time."""
+    """An object could not be read or written: the message has its name, status, attempts and time."""
 
 
 class ObjectNotFoundError(TransportError, FileNotFoundError):
@@ -23,6 +23,10 @@ class AccessDeniedError(TransportError, PermissionError):
 
 class TransportTimeoutError(TransportError, TimeoutError):
     """No connection, or no bytes, in the time allowed."""
+
+
+class ObjectExistsError(TransportError, FileExistsError):
+    """There is an object, or a file, where ``if_none_match`` allows none."""
 
 
 class LockError(OSError):

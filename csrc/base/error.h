@@ -78,6 +78,7 @@ class TransportError : public Error {
     kTimeout,   // TimeoutError
     kChanged,   // the object is not the one that reading began with
     kDamaged,   // what was read is not what the store has a checksum of
+    kExists,    // there is an object where none may be: FileExistsError
   };
   TransportError(std::string message, Kind kind = Kind::kOther, int http_status = 0)
       : Error(std::move(message)), kind_(kind), http_status_(http_status) {}

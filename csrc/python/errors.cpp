@@ -15,6 +15,7 @@ const char* transport_class(const TransportError& error) {
     case TransportError::Kind::kNotFound: return "ObjectNotFoundError";
     case TransportError::Kind::kDenied: return "AccessDeniedError";
     case TransportError::Kind::kTimeout: return "TransportTimeoutError";
+    case TransportError::Kind::kExists: return "ObjectExistsError";
     case TransportError::Kind::kChanged:
     case TransportError::Kind::kDamaged:
     case TransportError::Kind::kOther: break;

@@ -10,9 +10,11 @@
 #include "base/text.h"
 #include "transport/cached_source.h"
 #include "transport/file.h"
+#include "transport/file_target.h"
 #include "transport/http.h"
 #include "transport/metrics.h"
 #include "transport/s3.h"
+#include "transport/upload.h"
 
 namespace torchnpy {
 namespace {
@@ -214,32 +216,15 @@ class ClientImpl : public Client {
   const ClientOptions& options() const override { return *options_; }
 
   std::shared_ptr<Source> open(const std::string& url, bool mmap) override {
-    const std::string scheme = find_scheme(url);
-    if (scheme == "s3") {
-      return open_object(with_name(url, [&] { return make_s3_object(url, account_); }), mmap);
-    }
-    if (scheme == "http" || scheme == "https") {
-      return open_object(with_name(display(url), [&] { return make_plain_object(url, options_); }),
-                         mmap);
-    }
-    if (!scheme.empty() && scheme != "file") {
-      throw ArgumentError(fmt::format(
-          "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
-          "like a URL as ./{}:/...",
-          scheme, scheme));
-    }
-    if (scheme.empty() && looks_like_url(url)) {
-      throw ArgumentError(fmt::format(
-          "{}: expected s3://, http://, https://, file:// or a path but found something like a "
-          "URL; write a path a://b as ./a:/b",
-          display(url)));
-    }
-    const std::string path = scheme == "file" ? parse_file_url(url) : url;
-    if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
-    if (path.find('\0') != std::string::npos) {
-      throw ArgumentError("expected a path but found one with a NUL byte");
-    }
-    return open_file(path, mmap);
+    Place place = locate(url);
+    if (place.object != nullptr) return open_object(std::move(place.object), mmap);
+    return open_file(place.path, mmap);
+  }
+
+  std::unique_ptr<Target> create(const std::string& url, const TargetOptions& options) override {
+    Place place = locate(url);
+    if (place.object != nullptr) return create_object(std::move(place.object), context_, options);
+    return create_file(place.path, options);
   }
 
   ObjectPage list(const std::string& prefix, const std::string& continuation) override {
@@ -267,6 +252,38 @@ class ClientImpl : public Client {
   }
 
  private:
+  // An object of a server, or the path of a file.
+  struct Place {
+    std::shared_ptr<HttpObject> object;
+    std::string path;
+  };
+
+  Place locate(const std::string& url) const {
+    const std::string scheme = find_scheme(url);
+    if (scheme == "s3") return {with_name(url, [&] { return make_s3_object(url, account_); }), {}};
+    if (scheme == "http" || scheme == "https") {
+      return {with_name(display(url), [&] { return make_plain_object(url, options_); }), {}};
+    }
+    if (!scheme.empty() && scheme != "file") {
+      throw ArgumentError(fmt::format(
+          "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
+          "like a URL as ./{}:/...",
+          scheme, scheme));
+    }
+    if (scheme.empty() && looks_like_url(url)) {
+      throw ArgumentError(fmt::format(
+          "{}: expected s3://, http://, https://, file:// or a path but found something like a "
+          "URL; write a path a://b as ./a:/b",
+          display(url)));
+    }
+    std::string path = scheme == "file" ? parse_file_url(url) : url;
+    if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
+    if (path.find('\0') != std::string::npos) {
+      throw ArgumentError("expected a path but found one with a NUL byte");
+    }
+    return {nullptr, std::move(path)};
+  }
+
   std::shared_ptr<Source> open_object(std::shared_ptr<HttpObject> object, bool mmap) {
     if (cache_) return open_cached(std::move(object), context_, cache_, mmap);
     return open_http(std::move(object), context_);

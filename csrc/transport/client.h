@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "transport/source.h"
+#include "transport/target.h"
 
 namespace torchnpy {
 
@@ -87,6 +88,8 @@ class Client : public std::enable_shared_from_this<Client> {
   // `mmap`: a large file is mapped, else read. Throws ArgumentError for a URL that is none,
   // TransportError for a file that cannot be opened or credentials that cannot be found.
   virtual std::shared_ptr<Source> open(const std::string& url, bool mmap = true) = 0;
+  // The same names; begins a new object there. Throws as open().
+  virtual std::unique_ptr<Target> create(const std::string& url, const TargetOptions& options) = 0;
   // Blocks. S3 (ListObjectsV2): objects whose URL begins with `prefix`. UnsupportedError for
   // HTTP, and for files.
   virtual ObjectPage list(const std::string& prefix, const std::string& continuation) = 0;
