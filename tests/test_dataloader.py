@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,11 @@ from torch.utils.data import (
     StackDataset,
     Subset,
     WeightedRandomSampler,
+    default_collate,
     random_split,
 )
 
-from torchnpy.data import NpyDataset, NpzDataset, concat
+from torchnpy.data import NpyDataset, NpyRowDataset, NpzDataset, concat
 
 COUNT = 13
 
@@ -250,27 +252,95 @@ def both(arrays: Files, archives: Files) -> tuple[Dataset[Any], Dataset[Any]]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_workers_change_nothing(arrays: Files, archives: Files, order: str) -> None:
+class HandWrittenRows(Dataset[Any]):
+    """The same of rows: two arrays in memory."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.columns = {"x": torch.from_numpy(x), "y": torch.from_numpy(y)}
+
+    def __len__(self) -> int:
+        return len(self.columns["y"])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+@pytest.fixture(scope="module")
+def table(
+    arrays: Files, archives: Files, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Dataset[Any], Dataset[Any]]]:
+    """All that the datasets are made into: ours, of files and URLs, and the hand-written ones."""
+    mixed = [*arrays.paths[::2], *arrays.urls[1::2]]
+    ours = NpyDataset(mixed, labels=list(range(COUNT)))
+    theirs = HandWritten([*arrays.paths[::2], *arrays.paths[1::2]], int)
+    made = {name: (make(ours), make(theirs)) for name, make in SHAPES.items()}
+    made["archives"] = (NpzDataset(archives.paths), HandWritten(archives.paths))
+    x, y = noise(2 * COUNT, 3, 5), np.arange(2 * COUNT)
+    folder = tmp_path_factory.mktemp("rows")
+    columns = {}
+    for name, column in ("x", x), ("y", y):
+        columns[name] = [folder / f"{name}{i}.npy" for i in range(2)]
+        for path, part in zip(columns[name], np.split(column, 2), strict=True):
+            np.save(path, part)
+    rows: tuple[Dataset[Any], Dataset[Any]] = NpyRowDataset(columns), HandWrittenRows(x, y)
+    return {**made, "rows": rows, "a subset of rows": tuple(SHAPES["a subset"](d) for d in rows)}  # type: ignore[dict-item]
+
+
+class OneOf(Dataset[Any]):
+    """Several datasets: an index is the name of one and an index of it, in a batch one name.
+
+    Workers take long to start: so they do it once for all datasets.
+    """
+
+    def __init__(self, datasets: dict[str, Any]) -> None:
+        self.datasets = datasets
+
+    def __getitems__(self, indices: Sequence[tuple[str, int]]) -> list[Any]:
+        """As torch asks each of them."""
+        dataset = self.datasets[indices[0][0]]
+        positions = [position for _, position in indices]
+        if callable(getattr(dataset, "__getitems__", None)):
+            return list(dataset.__getitems__(positions))
+        return [dataset[position] for position in positions]
+
+
+def batches_in_all_orders(datasets: dict[str, Any]) -> list[list[tuple[str, int]]]:
+    """Those that the loader of each dataset would ask for in each order that has batches."""
+    batches = []
+    for name, dataset in datasets.items():
+        for order in ORDERS.values():
+            sampler = DataLoader(dataset, **order(len(dataset))).batch_sampler
+            batches += [[(name, index) for index in batch] for batch in sampler or ()]
+    return batches
+
+
+START_METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "context"), [(0, None), *itertools.product([1, 2, 5], START_METHODS)]
+)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch's, of so few cores
+def test_workers_of_each_start_method_load_the_same_in_any_order(
+    table: dict[str, tuple[Dataset[Any], Dataset[Any]]], workers: int, context: str | None
+) -> None:
+    ours = OneOf({name: one for name, (one, _) in table.items()})
+    theirs = OneOf({name: other for name, (_, other) in table.items()})
+    batches = batches_in_all_orders(theirs.datasets)
+    assert batches == batches_in_all_orders(ours.datasets)
+    loader = DataLoader(
+        ours, batch_sampler=batches, num_workers=workers, multiprocessing_context=context
+    )
+    for found, batch in zip(loader, batches, strict=True):
+        assert_same(found, default_collate(theirs.__getitems__(batch)))
+
+
+@pytest.mark.parametrize("order", ["no batches", "single samples in an order"])
+def test_workers_load_single_samples(arrays: Files, archives: Files, order: str) -> None:
     assert_loads_the_same(*both(arrays, archives), order, num_workers=2)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_workers_load_what_is_made_of_datasets(arrays: Files, shape: str) -> None:
-    make = SHAPES[shape]
-    ours, theirs = NpyDataset(arrays.urls), HandWritten(arrays.paths)
-    assert_loads_the_same(make(ours), make(theirs), num_workers=2)
-
-
-@pytest.mark.parametrize("workers", [1, 5])
-def test_any_number_of_workers_loads_the_same(arrays: Files, archives: Files, workers: int) -> None:
-    # torch's, of more workers than cores.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DataLoader, "check_worker_number_rationality", lambda _: None)
-        assert_loads_the_same(*both(arrays, archives), num_workers=workers)
-
-
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("context", START_METHODS)
 def test_each_start_method_loads_the_same_in_each_epoch(
     arrays: Files, archives: Files, context: str
 ) -> None:
