@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -105,6 +106,15 @@ def error_of(loader: Iterable[Any], kind: type[Exception]) -> str:
         error.__traceback__ = None
         return str(error)
     raise AssertionError(f"expected {kind.__name__}")
+
+
+def can_unshare(namespaces: str) -> bool:
+    """Whether a script may make namespaces of its own; those that unshare(1) is told."""
+    command = ["unshare", namespaces, "true"]
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run(command, capture_output=True).returncode
+    )
 
 
 # TorchScript reads the source of what it compiles: scripts must be files.

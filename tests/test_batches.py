@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from servers.http import ObjectServer
-from support import as_list, name_in, noise, npy, npz, run_script
+from servers.http import ObjectServer, cut
+from support import as_list, can_unshare, name_in, noise, npy, npz, run_script, start_script
 from torch.utils.data import DataLoader, Dataset, StackDataset, Subset, default_collate
 
 import torchnpy as tnp
@@ -95,6 +96,26 @@ def test_local_files_are_one_batch(tmp_path: Path, nbytes: int, workers: int) ->
     for batch in DataLoader(dataset, COUNT, num_workers=workers):
         assert np.array_equal(batch.numpy(), np.stack(samples))
         assert is_from_worker(batch) == (workers == 1)
+
+
+def test_the_pages_of_a_batch_are_there_before_its_data(server: ObjectServer) -> None:
+    sample = noise(1024, 4096)
+    urls = [server.put(f"/{i}.npy", npy(sample)) for i in range(2)]
+    for url in urls:
+        server.fail(url.removeprefix(server.url), cut(1000, "stall"))
+    client = tnp.Client(retries=2, stall_timeout_s=600)
+    batches = iter(DataLoader(NpyDataset(urls, client=client), 2, num_workers=1))
+    smaps = Path(f"/proc/{batches._workers[0].pid}/smaps")  # type: ignore[attr-defined]
+    assert server.stalled.wait(60)
+    give_up = time.monotonic() + 60
+    touched_nbytes = 0
+    while touched_nbytes < 2 * sample.nbytes:
+        assert time.monotonic() < give_up, f"{touched_nbytes} bytes have pages"
+        _, *batch_maps = smaps.read_text().split("/memfd:torchnpy-batch")
+        touched_nbytes = sum(1024 * int(m.split("Rss:")[1].split()[0]) for m in batch_maps)
+        time.sleep(0.02)
+    server.release()
+    assert np.array_equal(next(batches)[1], sample)
 
 
 def test_a_plain_dataset_has_its_batches_elsewhere(urls: list[str]) -> None:
@@ -358,6 +379,41 @@ def test_no_descriptor_left_is_an_error_with_a_remedy() -> None:
         "files; a smaller batch_size, prefetch_factor or num_workers takes less memory and fewer "
         "open files (ulimit -n)\n"
     )
+
+
+# 1 MiB of it, in a mount namespace of its own; samples of 4 MB in all.
+LITTLE_DEV_SHM = """
+import ctypes, subprocess, sys
+CLONE_NEWNS = 0x00020000
+assert ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"], check=True)
+from torch.utils.data import DataLoader
+from torchnpy.data import NpyDataset
+
+(batch,) = DataLoader(NpyDataset(sys.argv[1:]), 4, num_workers=1)
+print(batch[:, 0].tolist())
+try:
+    list(DataLoader(NpyDataset(sys.argv[1:], transform=lambda x: x), 4, num_workers=1))
+except RuntimeError as error:
+    print(str(error).splitlines()[-1].partition(" for file")[0])
+    error.__traceback__ = None
+"""
+
+
+@pytest.mark.skipif(not can_unshare("-m"), reason="needs root, for a /dev/shm of its own")
+def test_batches_need_no_dev_shm_and_copies_that_do_not_fit_are_an_error_with_a_remedy(
+    tmp_path: Path,
+) -> None:
+    urls = local(tmp_path, [np.full(1_000_000, i, np.uint8) for i in range(4)])
+    with start_script(LITTLE_DEV_SHM, *urls) as script:
+        status, out, err = script.finish()
+    assert (status, out) == (
+        0,
+        "[0, 1, 2, 3]\nRuntimeError: unable to allocate shared memory(shm)\n",
+    )
+    assert err.startswith("/dev/shm: expected room for a batch of 4000000 bytes but found ")
+    assert err.count("\n") == 1
 
 
 def test_little_room_in_dev_shm_is_announced_with_a_remedy(

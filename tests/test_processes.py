@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shutil
 import signal
-import subprocess
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import trustme
 from servers.http import ObjectServer, cut
 from servers.nginx import Nginx
 from servers.s3 import S3Server
-from support import noise, npy, run_script, start_script
+from support import can_unshare, noise, npy, run_script, start_script
 from torch.utils.data import DataLoader
 
 import torchnpy as tnp
@@ -431,15 +430,10 @@ DNS_SCRIPTS = {
 }
 
 
-def can_unshare() -> bool:
-    commands = shutil.which("unshare"), shutil.which("ip")
-    return (
-        None not in commands
-        and not subprocess.run(["unshare", "-mn", "true"], capture_output=True).returncode
-    )
-
-
-@pytest.mark.skipif(not can_unshare(), reason="needs root, to make a network of its own")
+@pytest.mark.skipif(
+    not (can_unshare("-mn") and shutil.which("ip")),
+    reason="needs root, to make a network of its own",
+)
 @pytest.mark.parametrize("what", DNS_SCRIPTS)
 def test_a_name_server_that_never_answers_holds_up_nobody(tmp_path: Path, what: str) -> None:
     resolver = tmp_path / "resolv.conf"
