@@ -345,11 +345,16 @@ def until_close(_: Request, answer: Answer) -> Answer:
     return Answer(answer.status, headers, answer.body)
 
 
+_refusing: list[socket.socket] = []
+
+
 def refused_url() -> str:
-    """A URL of 127.0.0.1 that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return f"http://127.0.0.1:{port}/x.npy"
+    """A URL of 127.0.0.1 that nothing listens on, but a server that is told its port."""
+    kept = socket.socket()  # bound, so that no other server gets the port
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    _refusing.append(kept)
+    return f"http://127.0.0.1:{kept.getsockname()[1]}/x.npy"
 
 
 def host_of(url: str) -> str:

@@ -29,7 +29,7 @@ http {{
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
   server {{
-    listen 127.0.0.1:{port} {tls};
+    listen 127.0.0.1:{port} reuseport {tls};
     {certificate}
     root {folder}/root;
     {options}
@@ -53,9 +53,11 @@ class Nginx:
         self._folder = folder
         self.root = folder / "root"
         self.root.mkdir()
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        # Bound to the end, so that no other process takes the port before nginx does.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        port = self._reserved.getsockname()[1]
         self.url = f"{'https' if authority else 'http'}://127.0.0.1:{port}"
         certificate = ""
         if authority:
@@ -100,6 +102,7 @@ class Nginx:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait()
+        self._reserved.close()
 
     def __enter__(self) -> Nginx:
         return self
