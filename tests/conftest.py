@@ -13,6 +13,8 @@ for _name in list(os.environ):
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
+import multiprocessing  # noqa: E402
+
 import pytest  # noqa: E402
 import trustme  # noqa: E402
 from servers.http import ObjectServer  # noqa: E402
@@ -20,6 +22,9 @@ from servers.moto import MotoServer  # noqa: E402
 from servers.s3 import S3Server  # noqa: E402
 
 import torchnpy as tnp  # noqa: E402
+
+# The server imports it once, instead of each worker, for seconds.
+multiprocessing.set_forkserver_preload(["torch"])
 
 
 @pytest.fixture(autouse=True)
