@@ -95,6 +95,7 @@ class Content:
     def __init__(self, quick: bool) -> None:
         self.count = 192 if quick else 2000
         self.archive_count = 32 if quick else 96
+        self.url_count = 20_000 if quick else 1_000_000
         self.row_count = (1 << 24 if quick else 4 << 30) // (4 * ROW_COLUMNS)
         random = np.random.default_rng(0)
         batches = 4 if quick else 32
@@ -188,13 +189,13 @@ class Epoch:
 
         return work
 
-    def first_batch(self, make: MakeDataset) -> Work:
+    def first_batch(self, make: MakeDataset, **options: Any) -> Work:
         """From iter() to the first batch, with new workers and connections that are open."""
         dataset = make()
 
         def work() -> Sample:
             cpu, start = cpu_of_all(), time.perf_counter()
-            batches = iter(self.loader(dataset))
+            batches = iter(self.loader(dataset, **options))
             next(batches)
             return Sample(time.perf_counter() - start, cpu_of_all() - cpu)
 
@@ -243,6 +244,7 @@ class Bench:
         if hasattr(torchnpy.data, "NpyRowDataset"):
             rows += [self._random_rows_row(workers) for workers in both]
         rows += [self._scaling_row(), *(self._first_batch_row(workers) for workers in both)]
+        rows += [self._urls_row(), *(self._start_row(context) for context in ("fork", "spawn"))]
         rows += [self._handover_row(mib) for mib in HANDOVER_MIB]
         return rows
 
@@ -349,6 +351,36 @@ class Bench:
         ]
         title = f"DataLoader, from `iter()` to the first batch, {words(workers)}"
         return Row(f"loader_first_{workers}", title, "ms", contenders)
+
+    def _names(self, count: int) -> list[str]:
+        """Paths of the local folder, over and over."""
+        names = [str(self._content.folder / key) for key in self._content.keys]
+        return [names[i % len(names)] for i in range(count)]
+
+    def _urls_row(self) -> Row:
+        count = self._content.url_count
+        contenders = [
+            apart("torchnpy", "ours", lambda: partial(torchnpy_files, self._names(count)))
+        ]
+        return Row("loader_urls", f"A dataset of {count} URLs is made", "ms", contenders)
+
+    def _start_row(self, context: str) -> Row:
+        """What the number of URLs costs where workers start."""
+        few, many = 10, self._content.url_count
+        epoch = Epoch([], 2, batch=few // 2, sampler=range(few))
+
+        def first_batch(make: Callable[[Sequence[Any]], Dataset[Any]], count: int) -> Work:
+            dataset = partial(make, self._names(count))
+            return epoch.first_batch(dataset, multiprocessing_context=context)
+
+        contenders = [
+            apart("torchnpy", "ours", partial(first_batch, torchnpy_files, many)),
+            apart("torchnpy, ten URLs", "variant", partial(first_batch, torchnpy_files, few)),
+            apart("a list of paths", "peer", partial(first_batch, NumpyFiles, many)),
+        ]
+        how = f"2 workers of {context}, {many} URLs"
+        title = f"DataLoader, from `iter()` to the first batch, {how}"
+        return Row(f"loader_start_{context}", title, "ms", contenders)
 
     def _handover_row(self, mib: int) -> Row:
         contenders = [

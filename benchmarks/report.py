@@ -62,6 +62,9 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     "loader_2": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
     "loader_0_20ms": [Goal("8x s3torchconnector", "s3torchconnector", 8)],
     "loader_2_20ms": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
+    "loader_urls": [Ceiling("1 s", 1000)],
+    "loader_start_fork": [Goal("0.9x itself with ten URLs", "torchnpy, ten URLs", 0.9)],
+    "loader_start_spawn": [Goal("0.9x itself with ten URLs", "torchnpy, ten URLs", 0.9)],
     "memory": [Ceiling("32 MiB", 32)],
     "import": [Ceiling("30 ms", 30)],
 }

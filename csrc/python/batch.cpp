@@ -1,7 +1,6 @@
 #include "python/batch.h"
 
 #include <pybind11/stl.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <utility>
@@ -61,7 +60,7 @@ py::tuple load_archives(Client& client, const std::vector<std::string>& urls, co
 // Python that adds nothing to its layout. As torch.unbind() and as_subclass() would make them, but
 // without their dispatch, which takes longer than to fetch a small sample.
 py::list split_rows(const py::object& batch, const py::object& row_class) {
-  const at::Tensor& tensor = THPVariable_Unpack(batch.ptr());
+  const at::Tensor& tensor = unwrap(batch);
   py::list rows(static_cast<size_t>(tensor.size(0)));
   for (int64_t i = 0; i < tensor.size(0); ++i) {
     at::Tensor view = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(tensor.storage()),
@@ -78,13 +77,13 @@ py::list split_rows(const py::object& batch, const py::object& row_class) {
 
 // Whether `samples` are the rows of `batch`, all and in order.
 bool are_rows(const py::object& batch, const py::sequence& samples, const py::object& row_class) {
-  const at::Tensor& tensor = THPVariable_Unpack(batch.ptr());
+  const at::Tensor& tensor = unwrap(batch);
   if (static_cast<int64_t>(samples.size()) != tensor.size(0) || tensor.numel() == 0) return false;
   const uint64_t row_nbytes = tensor.nbytes() / samples.size();
   const auto* expected = static_cast<const uint8_t*>(tensor.const_data_ptr());
   for (const py::handle sample : samples) {
     if (reinterpret_cast<PyObject*>(Py_TYPE(sample.ptr())) != row_class.ptr()) return false;
-    const at::Tensor& row = THPVariable_Unpack(sample.ptr());
+    const at::Tensor& row = unwrap(sample);
     if (row.const_data_ptr() != expected || row.nbytes() != row_nbytes) return false;
     expected += row_nbytes;
   }
@@ -93,7 +92,7 @@ bool are_rows(const py::object& batch, const py::sequence& samples, const py::ob
 
 // Of bytes. Not with torch's operator, whose threads a forked child lacks.
 int64_t count_nonzero(const py::object& bytes) {
-  const ByteView view = bytes_of(THPVariable_Unpack(bytes.ptr()));
+  const ByteView view = bytes_of(unwrap(bytes));
   return std::ranges::count_if(view, [](uint8_t byte) { return byte != 0; });
 }
 

@@ -23,6 +23,10 @@ py::object wrap_dtype(const Dtype& dtype) {
 
 }  // namespace
 
+bool is_tensor(const py::handle& object) { return THPVariable_Check(object.ptr()); }
+
+const at::Tensor& unwrap(const py::handle& tensor) { return THPVariable_Unpack(tensor.ptr()); }
+
 py::object wrap(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }

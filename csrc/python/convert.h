@@ -1,7 +1,7 @@
 // Values between Python and the library. All with the GIL.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
 #include <memory>
@@ -20,6 +20,10 @@ namespace torchnpy {
 
 namespace py = pybind11;
 
+// Here alone is torch's own header for this, which takes as long to compile as all others.
+bool is_tensor(const py::handle& object);
+// Of what is_tensor().
+const at::Tensor& unwrap(const py::handle& tensor);
 py::object wrap(const at::Tensor& tensor);
 // A tensor, or a dict of them.
 py::object wrap(const Array& array);

@@ -1,7 +1,6 @@
 // torchnpy._C: the library for Python. Thin: arguments in, torch/load.h, results out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <atomic>
 
@@ -36,7 +35,7 @@ Array decode_tensor(const at::Tensor& data, bool copy, std::optional<at::ScalarT
 Array decode_object(PyObject* data, std::string_view name, bool copy,
                     std::optional<at::ScalarType> dtype) {
   try {
-    if (THPVariable_Check(data)) return decode_tensor(THPVariable_Unpack(data), copy, dtype);
+    if (is_tensor(data)) return decode_tensor(unwrap(data), copy, dtype);
     Buffer view = export_buffer(data);
     return decode(bytes_of(view), dtype, [&](ByteView part) {
       c10::Storage shared = share_bytes(as_mutable(part), view.release(), [](void* context) {
@@ -58,8 +57,7 @@ py::object load_named(const py::object& data, const std::string& name, const py:
 template <typename Read>
 auto read_bytes(const py::object& data, const std::string& name, Read read) {
   try {
-    if (THPVariable_Check(data.ptr()))
-      return read(ByteView(bytes_of(THPVariable_Unpack(data.ptr()))));
+    if (is_tensor(data)) return read(ByteView(bytes_of(unwrap(data))));
     return read(ByteView(bytes_of(export_buffer(data.ptr()))));
   } catch (Error& error) {
     error.add_context(name);

@@ -1,7 +1,6 @@
 #include "python/npz.h"
 
 #include <pybind11/stl.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
 #include <utility>
@@ -24,8 +23,8 @@ ArchiveHandle open_archive(Client& client, const std::string& url, const LimitVa
 }
 
 OwnedBytes share_object(const py::object& data) {
-  if (THPVariable_Check(data.ptr())) {
-    const at::Tensor& tensor = THPVariable_Unpack(data.ptr());
+  if (is_tensor(data)) {
+    const at::Tensor& tensor = unwrap(data);
     return {bytes_of(tensor), share_tensor(tensor)};
   }
   Buffer view = export_buffer(data.ptr());

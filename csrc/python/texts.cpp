@@ -1,6 +1,6 @@
 #include "python/texts.h"
 
-#include <torch/csrc/autograd/python_variable.h>
+#include <ATen/ops/empty.h>
 
 #include <cstdint>
 #include <cstring>
@@ -41,8 +41,8 @@ py::tuple pack_texts(const py::iterable& items, const py::function& encode) {
 }
 
 const at::Tensor& check_tensor(const py::handle& value, const char* name, at::ScalarType type) {
-  if (THPVariable_Check(value.ptr())) {
-    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+  if (is_tensor(value)) {
+    const at::Tensor& tensor = unwrap(value);
     if (tensor.scalar_type() == type && tensor.dim() == 1 && tensor.device().is_cpu() &&
         tensor.is_contiguous()) {
       return tensor;

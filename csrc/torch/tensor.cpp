@@ -1,5 +1,6 @@
 #include "torch/tensor.h"
 
+#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
 #include <algorithm>

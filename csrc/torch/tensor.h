@@ -1,7 +1,7 @@
 // Arrays as tensors: the dtype map, and tensors over memory that somebody else owns.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>
