@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -40,20 +41,21 @@ std::string hex(std::string_view bytes) {
 
 // As our own reader finds the members in an archive that ends in these bytes.
 std::vector<ZipMember> parse(const std::vector<ZipMember>& members, uint64_t directory_offset) {
-  std::string tail;
-  for (const ZipMember& member : members) tail += format_zip_entry(member);
-  const uint64_t directory_nbytes = tail.size();
-  tail += format_zip_end({.directory_offset = directory_offset,
-                          .directory_nbytes = directory_nbytes,
-                          .member_count = members.size()});
-  const uint64_t object_nbytes = directory_offset + tail.size();
+  std::string directory;
+  for (const ZipMember& member : members) directory += format_zip_entry(member);
+  const uint64_t directory_nbytes = directory.size();
+  std::string tail(std::min(directory_offset, kMinZipTailNbytes), 'd');
+  tail += directory + format_zip_end({.directory_offset = directory_offset,
+                                      .directory_nbytes = directory_nbytes,
+                                      .member_count = members.size()});
   ZipLimits limits;
   limits.total_nbytes = uint64_t{1} << 50;
-  const auto found = find_zip_end(as_bytes(tail), object_nbytes, limits);
+  const uint64_t before_nbytes = directory_offset - std::min(directory_offset, kMinZipTailNbytes);
+  const auto found = find_zip_end(as_bytes(tail), before_nbytes + tail.size(), limits);
   const ZipEnd& end = std::get<ZipEnd>(found);
   EXPECT_EQ(end.directory_offset, directory_offset);
   EXPECT_EQ(end.prefix_nbytes, 0u);
-  return parse_zip_directory(as_bytes(tail).first(directory_nbytes), end, limits);
+  return parse_zip_directory(as_bytes(directory), end, limits);
 }
 
 ZipMember parse_one(const ZipMember& member) {
