@@ -67,15 +67,17 @@ class PlainObject final : public HttpObject {
   // cannot be told apart safely.
   std::string cache_key() const override { return "http\n" + url_; }
 
-  HttpRequest make_request(Headers headers) override {
+  HttpRequest make_request(HttpCommand command) override {
+    Headers headers = std::move(command.headers);
     headers.insert(headers.end(), options_->headers.begin(), options_->headers.end());
     if (!authorization_.empty()) headers.emplace_back("Authorization", authorization_);
-    return {url_, std::move(headers)};
+    return {url_, std::move(headers), std::move(command.method), std::move(command.body),
+            command.content};
   }
 
-  std::optional<HttpRequest> make_request_at(const Url& url, const Headers& headers) override {
+  std::optional<HttpRequest> make_request_at(const Url& url, const HttpCommand& command) override {
     if (!url.same_origin(parse_url(url_))) return std::nullopt;
-    HttpRequest request = make_request(headers);
+    HttpRequest request = make_request(command);
     request.url = url.request();
     return request;
   }
