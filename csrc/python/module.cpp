@@ -15,6 +15,7 @@
 #include "python/gil.h"
 #include "python/npz.h"
 #include "python/rows.h"
+#include "python/target.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -329,6 +330,7 @@ PYBIND11_MODULE(_C, m) {
   bind_batches(m);
   bind_rows(m);
   bind_texts(m);
+  bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

@@ -46,6 +46,7 @@ struct ExchangeEnd {
   bool stopped = false;       // head() or body() returned false
   uint64_t connections_opened = 0;
   uint64_t sent_nbytes = 0;    // of the request's body
+  bool was_resent = false;     // over another connection, for the first had died without an answer
   uint64_t first_byte_us = 0;  // from the request to the first byte; 0 when none came
   uint64_t total_us = 0;       // from the request to the end
 };

@@ -41,8 +41,8 @@ struct HttpRequest {
 
 struct HttpResponse {
   int status = 0;
-  Headers headers;   // of the final answer, names in lower case
-  std::string body;  // of an answer that is an error: at most its first 64 KiB
+  Headers headers;                          // of the final answer, names in lower case
+  std::string body;                         // where it is kept: at most its first 64 KiB
   std::shared_ptr<const void> made_with{};  // of the request
   // The first value of the header `name` (lower case); "" when there is none.
   std::string_view header(std::string_view name) const;
@@ -89,6 +89,9 @@ class HttpObject {
   virtual bool asks_checksum() const { return false; }
   virtual std::optional<Checksum> find_checksum(const HttpResponse&) const { return std::nullopt; }
 };
+
+// Adds the user's own headers, which stand in place of ours of the same names (in lower case).
+void add_own_headers(Headers& headers, const Headers& own);
 
 // Counters of a client; bumped by I/O threads. See Client::metrics.
 struct TransportMetrics;

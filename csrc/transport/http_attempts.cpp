@@ -16,7 +16,7 @@ namespace {
 using Kind = TransportError::Kind;
 
 constexpr size_t kMaxHeadNbytes = 256 << 10;
-constexpr size_t kMaxErrorNbytes = 64 << 10;
+constexpr size_t kMaxKeptNbytes = 64 << 10;
 constexpr int kMaxRedirects = 10;
 constexpr int kMaxImmediateRetries = 3;
 constexpr double kMaxBackoff_s = 15;
@@ -42,6 +42,7 @@ double draw(double low, double high) {
 HttpAttempts::HttpAttempts(std::shared_ptr<HttpObject> object, std::shared_ptr<HttpContext> context,
                            const void* owner, const void* key)
     : Job(context->settings(), owner, key),
+      limit_s_(context->options->deadline_s),
       object_(std::move(object)),
       context_(std::move(context)),
       backoff_s_(options().backoff_s) {}
@@ -49,10 +50,9 @@ HttpAttempts::HttpAttempts(std::shared_ptr<HttpObject> object, std::shared_ptr<H
 void HttpAttempts::begin_attempt() {
   if (attempts_ == 0) {
     started_ = Clock::now();
-    if (const std::optional<double> deadline_s = options().deadline_s) {
-      deadline = std::min(
-          deadline, started_ + std::chrono::duration_cast<Clock::duration>(
-                                   std::chrono::duration<double>(std::min(*deadline_s, 1e8))));
+    if (limit_s_) {
+      deadline = started_ + std::chrono::duration_cast<Clock::duration>(
+                                std::chrono::duration<double>(std::min(*limit_s_, 1e8)));
     }
   }
   if (!redirected_to_) ++attempts_;
@@ -61,7 +61,7 @@ void HttpAttempts::begin_attempt() {
   head_complete_ = body_began_ = false;
   body_nbytes_ = 0;
   expected_nbytes_.reset();
-  error_body_.clear();
+  kept_body_.clear();
   follows_ = false;
 }
 
@@ -110,9 +110,9 @@ bool HttpAttempts::head(std::string_view line) {
   return accept_head();
 }
 
-bool HttpAttempts::keep_error(ByteView bytes) {
-  const size_t room = kMaxErrorNbytes - error_body_.size();
-  error_body_ += as_text(bytes.first(std::min(room, bytes.size())));
+bool HttpAttempts::keep_body(ByteView bytes) {
+  const size_t room = kMaxKeptNbytes - kept_body_.size();
+  kept_body_ += as_text(bytes.first(std::min(room, bytes.size())));
   return bytes.size() < room;
 }
 
@@ -127,7 +127,7 @@ HttpResponse HttpAttempts::take_response() {
   HttpResponse response;
   response.status = head_.status;
   response.headers = parse_headers(head_text_);
-  response.body = std::move(error_body_);
+  response.body = std::move(kept_body_);
   response.made_with = made_with_;
   return response;
 }
@@ -238,8 +238,9 @@ double HttpAttempts::elapsed_s() const {
 }
 
 void HttpAttempts::fail(const std::string& reason, Kind kind) const {
-  throw TransportError(fmt::format("{}: {} after {} attempt{} in {:.2f} s", object().name(), reason,
-                                   attempts_, attempts_ == 1 ? "" : "s", elapsed_s()),
+  throw TransportError(fmt::format("{}: {}{}{} after {} attempt{} in {:.2f} s", object().name(),
+                                   subject_, subject_.empty() ? "" : ": ", reason, attempts_,
+                                   attempts_ == 1 ? "" : "s", elapsed_s()),
                        kind, head_complete_ ? head_.status : 0);
 }
 
@@ -303,7 +304,7 @@ void HttpAttempts::count_retry(TransportMetrics::Counter& counter, const std::st
 }
 
 void HttpAttempts::fail_deadline() const {
-  fail(fmt::format("not done within the deadline of {} s", *options().deadline_s), Kind::kTimeout);
+  fail(fmt::format("not done within the deadline of {} s", *limit_s_), Kind::kTimeout);
 }
 
 }  // namespace torchnpy

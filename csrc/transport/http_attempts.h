@@ -45,8 +45,8 @@ class HttpAttempts : public Job {
   HttpRequest make_request(HttpCommand command);
   // It goes out now.
   void note_request(const HttpRequest& request);
-  // The next bytes of an error's body. False: there are enough.
-  bool keep_error(ByteView bytes);
+  // The next bytes of a body that take_response() shall have. False: there are enough.
+  bool keep_body(ByteView bytes);
 
   // After which the exchange begins again, in seconds; or they throw.
   double end_error();
@@ -65,10 +65,12 @@ class HttpAttempts : public Job {
   const ClientOptions& options() const { return *context_->options; }
   TransportMetrics& metrics() const { return *context_->metrics; }
   Experience& experience() const { return context_->experience; }
-  // The last answer; its error's body is moved out.
+  // The last answer; its body is moved out.
   HttpResponse take_response();
   bool is_redirect() const;
 
+  std::string subject_;            // of the object, for messages: "part 3"
+  std::optional<double> limit_s_;  // for all attempts together
   int attempts_ = 0;
   std::optional<Url> redirected_to_;  // within this attempt
   // The exchange that runs.
@@ -97,7 +99,7 @@ class HttpAttempts : public Job {
   double backoff_s_;
   bool is_elsewhere_ = false;  // a redirect led to a host that is not the object's
   size_t heads_nbytes_ = 0;    // of interim answers, the head and trailers
-  std::string error_body_;
+  std::string kept_body_;
   // For the log, while it is on.
   std::string method_;
   Clock::time_point sent_;

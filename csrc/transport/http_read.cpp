@@ -4,19 +4,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <random>
-#include <system_error>
 #include <utility>
 
-#include "base/error.h"
 #include "base/log.h"
 #include "transport/hedged_read.h"
 #include "transport/words.h"
 
 namespace torchnpy {
 namespace {
-
-using Kind = TransportError::Kind;
 
 constexpr size_t kMaxUnreadNbytes = 64 << 10;
 // To read so much that nobody wants costs less than a new connection.
@@ -251,7 +246,7 @@ bool HttpRead::accept_unchanged() {
 bool HttpRead::body(ByteView bytes) {
   body_began_ = true;
   body_nbytes_ += bytes.size();
-  if (answer_ == Answer::kError) return keep_error(bytes);
+  if (answer_ == Answer::kError) return keep_body(bytes);
   if (answer_ != Answer::kData) return body_nbytes_ <= kMaxUnreadNbytes;
   if (expected_nbytes_ && body_nbytes_ > *expected_nbytes_) {
     fail(fmt::format("expected a body of {} bytes but found more", *expected_nbytes_));

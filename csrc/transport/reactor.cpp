@@ -474,7 +474,7 @@ void Reactor::begin_exchange(Slot& slot) {
   }
   if (error) return end_job(slot, std::move(error));
   slot.detail[0] = '\0';
-  slot.sent = slot.answered = slot.spoiled = false;
+  slot.sent = slot.was_resent = slot.answered = slot.spoiled = false;
   slot.opened_sockets.clear();
   slot.socket = -1;
   slot.sent_mark = {};
@@ -533,6 +533,7 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   curl_easy_getinfo(slot.easy, CURLINFO_TOTAL_TIME_T, &total_us);
   curl_easy_getinfo(slot.easy, CURLINFO_SIZE_UPLOAD_T, &sent_nbytes);
   end.connections_opened = static_cast<uint64_t>(connections);
+  end.was_resent = slot.was_resent;
   end.sent_nbytes = static_cast<uint64_t>(sent_nbytes);
   end.first_byte_us = static_cast<uint64_t>(first_byte_us);
   end.total_us = static_cast<uint64_t>(total_us);
@@ -687,7 +688,7 @@ bool Reactor::has_early_answer(const Slot& slot) {
 
 int Reactor::on_sent(void* context, char* host, char*, int port, int local_port) {
   Slot& slot = *static_cast<Slot*>(context);
-  slot.sent = true;
+  slot.was_resent = std::exchange(slot.sent, true);
   slot.last_progress = slot.reactor->now_;
   slot.reactor->find_socket(slot, host, port, local_port);
   slot.spoiled = has_early_answer(slot);

@@ -52,7 +52,8 @@ class Reactor {
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};
-    bool sent = false;       // else still connecting, which libcurl times
+    bool sent = false;  // else still connecting, which libcurl times
+    bool was_resent = false;
     HttpBodyCursor content;  // what is sent next
     bool sends_content = false;
     int socket = -1;                       // that the request goes over, where it is known

@@ -213,12 +213,13 @@ std::string S3Account::service() const {
 HttpRequest S3Account::assemble(std::string url, HttpCommand command) const {
   HttpRequest request{std::move(url), std::move(command.headers), std::move(command.method),
                       std::move(command.body), command.content};
-  const bool is_read = request.method == "GET";
-  for (const auto& header : own_headers_) {
-    if (is_read || command.creates || !describes_object(header.first)) {
-      request.headers.push_back(header);
-    }
+  if (request.method == "GET" || command.creates) {
+    add_own_headers(request.headers, own_headers_);
+    return request;
   }
+  Headers own = own_headers_;
+  std::erase_if(own, [](const auto& header) { return describes_object(header.first); });
+  add_own_headers(request.headers, own);
   return request;
 }
 
