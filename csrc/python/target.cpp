@@ -29,8 +29,11 @@ class TargetHandle {
   ~TargetHandle() {
     // Only in a forked child somebody may be inside: a thread of the parent.
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) return static_cast<void>(target_.release());
-    without_gil([this] { target_ = nullptr; });
+    if (lock) {
+      without_gil([this] { target_ = nullptr; });
+    } else {
+      static_cast<void>(target_.release());
+    }
   }
   TargetHandle(const TargetHandle&) = delete;
   TargetHandle& operator=(const TargetHandle&) = delete;
