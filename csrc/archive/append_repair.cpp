@@ -6,7 +6,8 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
-#include <vector>
+#include <string_view>
+#include <utility>
 
 #include "base/error.h"
 #include "base/wait.h"
@@ -83,21 +84,37 @@ void move(GrowingFile& file, MoveJournal journal, uint64_t move_nbytes) {
   finish_move(file, std::move(journal), move_nbytes);
 }
 
+// Whether the header is the old one, or the new one as far as it was written: each sector is
+// written from its begin on.
+bool is_head_of(const MoveJournal& journal, std::string_view head) {
+  if (head == journal.old_header) return true;
+  if (journal.moved_from != 0 || head.size() != journal.old_header.size()) return false;
+  for (size_t begin = 0; begin < head.size(); begin += kSectorNbytes) {
+    const std::string_view sector = head.substr(begin, kSectorNbytes);
+    const std::string_view after = std::string_view(journal.new_header).substr(begin);
+    const std::string_view before = std::string_view(journal.old_header).substr(begin);
+    const auto end = std::mismatch(sector.begin(), sector.end(), after.begin()).first;
+    if (!before.substr(end - sector.begin()).starts_with(sector.substr(end - sector.begin()))) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // The file may have been replaced since: then to go on would destroy it.
 void check_belongs(GrowingFile& file, const MoveJournal& journal) {
-  const uint64_t nbytes = file_nbytes(file);
   const uint64_t old_nbytes = journal.old_header.size() + journal.data_nbytes;
   const uint64_t new_nbytes = journal.new_header.size() + journal.data_nbytes;
+  const uint64_t unmoved = journal.moved_from + journal.chunk.size();
+  const uint64_t least = unmoved == journal.data_nbytes ? old_nbytes : new_nbytes;
+  const uint64_t most = journal.moved_from == journal.data_nbytes ? old_nbytes : new_nbytes;
+  const uint64_t nbytes = file_nbytes(file);
   const std::string head = read_all(file, journal.old_header.size(), 0);
-  bool belongs = nbytes >= old_nbytes && nbytes <= new_nbytes;
-  for (size_t i = 0; belongs && i < head.size(); ++i) {
-    belongs = head[i] == journal.old_header[i] || head[i] == journal.new_header[i];
-  }
-  if (belongs) return;
+  if (nbytes >= least && nbytes <= most && is_head_of(journal, head)) return;
   throw FormatError(fmt::format(
       "expected the file of {} to {} bytes that its journal, {}.journal, is of but found another "
       "of {}; if it was replaced since, remove the journal",
-      old_nbytes, new_nbytes, file.real_path(), nbytes));
+      least, most, file.real_path(), nbytes));
 }
 
 void replay_journal(GrowingFile& file, uint64_t move_nbytes) {

@@ -32,12 +32,12 @@ using testing::read_file;
 
 class AppenderTest : public AwsEnvironment {
  protected:
-  std::string path(const std::string& name = "x.npy") const { return home_ / name; }
+  std::string path(const std::string& name = "x.npy") const { return folder_ / name; }
   // As numpy saves so many rows.
   std::string write_numpy(uint64_t count, const std::string& tail = "") {
     const std::string bytes =
         format_npy_header("'<u2'", false, {count, 3}) + expected_data(count) + tail;
-    return write("x.npy", bytes);
+    return write(path(), bytes);
   }
   static void expect_rows(const std::string& path, uint64_t count) {
     const Content content = load_file(path);
@@ -45,6 +45,8 @@ class AppenderTest : public AwsEnvironment {
     EXPECT_TRUE(content.data == expected_data(count));
     EXPECT_EQ(read_file(path).size(), content.header.data_offset + content.header.nbytes);
   }
+
+  std::filesystem::path folder_ = home_;
 };
 
 bool append(Appender& appender, const ArrayView& array) { return appender.append({&array, 1}); }
@@ -169,7 +171,7 @@ TEST_F(AppenderTest, TheVersionOfAFileIsKept) {
   bytes[6] = 2;
   bytes[8] = static_cast<char>(bytes[8] - 2);
   bytes.insert(10, 2, '\0');
-  write("x.npy", bytes + expected_data(2));
+  write(path(), bytes + expected_data(2));
   Appender appender(path(), {});
   append(appender, make_rows(2, 1));
   EXPECT_EQ(load_file(path()).header.major, 2);
@@ -316,27 +318,27 @@ TEST_F(AppenderTest, AFileThatDoesNotFitIsRefusedWithWhatToDo) {
   std::filesystem::resize_file(path(), 130);
   EXPECT_TRUE(has(message_of<ArgumentError>([&] { Appender(path(), {}); }),
                   {"but found 2; call recover() first"}));
-  write("x.npy", npy_bytes("{'descr': '<u2', 'fortran_order': False, 'shape': (2, 3), }" +
-                               std::string(55, ' '),
-                           expected_data(2)));
+  write(path(), npy_bytes("{'descr': '<u2', 'fortran_order': False, 'shape': (2, 3), }" +
+                              std::string(55, ' '),
+                          expected_data(2)));
   Appender(path(), {}).close();  // 128 bytes: there is room
   // 22 blanks less than a header needs to grow
   std::string tight("\x93NUMPY\x01\x00", 8);
   const std::string dict = "{'descr': '<u2', 'fortran_order': False, 'shape': (2, 3), }\n";
   tight += static_cast<char>(dict.size());
   tight += '\0';
-  write("x.npy", tight + dict + expected_data(2));
+  write(path(), tight + dict + expected_data(2));
   EXPECT_EQ(message_of<ArgumentError>([&] { Appender(path(), {}); }),
             path() +
                 ": expected a header with room for its count but found none; call "
                 "ensure_appendable() first");
-  write("x.npy", "");
+  write(path(), "");
   EXPECT_TRUE(has(message_of<FormatError>([&] { Appender(path(), {}); }),
                   {path(), "but found 0; the file is truncated"}));
-  write("x.npy", npy_bytes("{'descr': '<u2', 'fortran_order': False, 'shape': (), }", "ab"));
+  write(path(), npy_bytes("{'descr': '<u2', 'fortran_order': False, 'shape': (), }", "ab"));
   EXPECT_TRUE(
       has(message_of<ArgumentError>([&] { Appender(path(), {}); }), {path(), "found shape ()"}));
-  write("x.npy", npy_bytes("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "ab"));
+  write(path(), npy_bytes("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "ab"));
   EXPECT_TRUE(
       has(message_of<UnsupportedError>([&] { Appender(path(), {}); }), {path(), "pickles"}));
   EXPECT_TRUE(
@@ -447,14 +449,14 @@ TEST_F(AppenderTest, AFullDiskLeavesTheRowsThatWereThere) {
 TEST_F(AppenderTest, AHeaderThatAnotherProgramWroteIsNotWrittenOver) {
   Appender appender(path(), {});
   append(appender, make_rows(0, 1));
-  write("x.npy", "");  // truncates it
+  write(path(), "");  // truncates it
   EXPECT_TRUE(has(message_of<TransportError>([&] { append(appender, make_rows(1, 1)); }),
                   {path(), "another program wrote to the file"}));
-  write("x.npy", "");
+  write(path(), "");
   EXPECT_TRUE(has(message_of<TransportError>([&] {
                     Appender other(path("y.npy"), {.header_every = 0});
                     append(other, make_rows(0, 1));
-                    write("y.npy", "");
+                    write(path("y.npy"), "");
                     other.update_header();
                   }),
                   {path("y.npy"), "another program made the file shorter"}));
@@ -501,7 +503,13 @@ struct FaultCase {
   AppenderOptions::Sync sync;
 };
 
-class AppenderFault : public AppenderTest, public ::testing::WithParamInterface<FaultCase> {};
+class AppenderFault : public AppenderTest, public ::testing::WithParamInterface<FaultCase> {
+ protected:
+  AppenderFault() { folder_ = fast_.path(); }
+
+ private:
+  const testing::FastFolder fast_{home_};
+};
 
 // Whatever goes wrong, and wherever: the file loads, has all rows of the appends that returned, and
 // appending goes on.
