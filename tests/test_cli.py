@@ -181,16 +181,21 @@ def test_cat_writes_text(run: Run) -> None:
 
 
 def test_cat_raw_writes_any_bytes(
-    run: Run, s3_server: S3Server, credentials: None, capfdbinary: Any, monkeypatch: Any
+    s3_server: S3Server,
+    credentials: None,
+    capsysbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("torchnpy.cli.inspect._PIECE_NBYTES", 1000)
     body = np.random.default_rng(0).bytes(2500)
     url = s3_server.put_key("any thing", body)
     assert main(["--endpoint", s3_server.url, "cat", "--raw", url]) == 0
-    assert capfdbinary.readouterr().out == body
-    Path("x.npz").write_bytes(zipped({"note": b"\0\1\2"}))
-    assert main(["cat", "--raw", "-m", "note", "x.npz"]) == 0
-    assert capfdbinary.readouterr().out == b"\0\1\2"
+    assert capsysbinary.readouterr().out == body
+    archive = tmp_path / "x.npz"
+    archive.write_bytes(zipped({"note": b"\0\1\2"}))
+    assert main(["cat", "--raw", "-m", "note", str(archive)]) == 0
+    assert capsysbinary.readouterr().out == b"\0\1\2"
 
 
 # ls
@@ -337,7 +342,7 @@ def test_checksums_of_the_store_are_compared(s3: Run, s3_server: S3Server) -> No
     s3_server.keep_checksum("x.npy", "crc32")
     s3_server.always("/bucket/x.npy", damage())
     assert s3("head", "-n1000", url).status == 0
-    assert "checksum" in s3("cat", "--checksums", url).err
+    assert "expected CRC-32" in s3("cat", "--checksums", url).err
 
 
 # bench
@@ -349,7 +354,7 @@ def test_bench_tells_rates_and_latencies(s3: Run, s3_server: S3Server) -> None:
     s3_server.put_key("a/x.npz", npz(w=np.zeros(100)))
     (found,) = s3("bench", "--json", "-n", "55", "-b", "8", "s3://bucket/a/").rows
     assert (found["objects"], found["nbytes"]) == (55, 55 * 800)
-    assert found["requests"] >= 55
+    assert 0 < found["requests"] <= 60  # reads of the same bytes share one
     assert found["objects_per_s"] > 0 < found["mb_per_s"]
     assert 0 < found["total_p50_s"] <= found["total_p95_s"] <= found["total_p99_s"]
     assert 0 < found["first_byte_p50_s"] <= found["total_p99_s"]
@@ -371,10 +376,9 @@ def test_bench_of_files_has_no_latencies(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "torchnpy: Missing command; see torchnpy --help"),
         (["frob"], "torchnpy: No such command 'frob'; see torchnpy --help"),
         (["info"], "torchnpy info: Missing argument 'NAME...'; see torchnpy info --help"),
-        (["info", "--frob", "x"], "torchnpy info: No such option '--frob'; see torchnpy info"),
+        (["info", "--frob", "x"], "torchnpy info: No such option '--frob'"),
         (["info", "--retries", "x", "y"], "torchnpy info: Invalid value for '--retries'"),
         (["--retries", "-3", "info", "x"], "retries: expected"),
         (["--header", "x", "info", "x"], "--header: expected NAME:VALUE"),
@@ -389,6 +393,8 @@ def test_wrong_usage_is_status_2_and_one_line(run: Run, arguments: list[str], me
 
 
 def test_help_and_version(run: Run) -> None:
+    ended = run()
+    assert (ended.status, ended.out, ended.err[:6]) == (2, "", "Usage:")
     assert run("--version").out.startswith("torchnpy 0.")
     ended = run("--help")
     assert ended.status == 0
@@ -482,7 +488,7 @@ def interrupt(script: Script, server: ObjectServer) -> tuple[int, str, str]:
     return script.finish()
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "cat"])
+@pytest.mark.parametrize("command", ["info", "verify"])
 def test_ctrl_c_ends_quietly(server: ObjectServer, command: str) -> None:
     url = server.put("/x.npy", npy(np.zeros(100_000)))
     server.always("/x.npy", cut(10, "stall"))

@@ -12,7 +12,12 @@ struct StopFlag {
   std::atomic<bool> wanted{false};
 };
 
-// Adds StopFlag and ObjectReader to _C.
+// Adds to _C:
+// - StopFlag.
+// - call_until(stop, work): what work() returns; its waits end with KeyboardInterrupt once `stop`
+// is
+//   set. For threads other than the main one.
+// - ObjectReader.
 void bind_objects(pybind11::module_& m);
 
 }  // namespace torchnpy

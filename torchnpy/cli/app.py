@@ -214,7 +214,7 @@ def run(arguments: Sequence[str]) -> int:
     from torchnpy.cli import bench, copy, inspect, listing, verify  # noqa: F401  (they add commands)
 
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # replaced by something simpler
+        with contextlib.suppress(AttributeError, OSError):  # it is something simpler
             # Names need not be of the terminal's encoding.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     session = Session()
@@ -224,6 +224,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return _WRONG_USAGE
     except click.UsageError as error:
         return _tell_usage(error)
     except Reported:

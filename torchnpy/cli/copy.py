@@ -59,8 +59,10 @@ def cp(
         with Bar("copying", total, wanted=not quiet) as bar:
             run.transfer = Transfer(session.client, run.stop, bar.advance, sync=sync)
             for_each(copies, run.copy, run.tell, jobs=jobs, stop=run.stop)
+        if not (quiet or as_json):
+            print_line(run.summary())
     finally:
-        run.finish(quiet or as_json)
+        run.tell_failures()
         there.close()
 
 
@@ -114,13 +116,14 @@ class _Run:
                 }
             )
 
-    def finish(self, quiet: bool) -> None:
-        """Tells what failed, at the end: lines between would tear the bar."""
+    def tell_failures(self) -> None:
+        """At the end: lines between would tear the bar."""
         for error in self._failures:
             self._session.fail(error)
+
+    def summary(self) -> str:
         copied, skipped, failed = self._counts.values()
-        if not quiet:
-            print_line(
-                f"{copied} copied ({format_nbytes(self._nbytes)}), {skipped} were there already, "
-                f"{failed} failed"
-            )
+        return (
+            f"{copied} copied ({format_nbytes(self._nbytes)}), {skipped} were there already, "
+            f"{failed} failed"
+        )

@@ -276,10 +276,10 @@ def cat(session: Session, name: str, member: str | None, raw: bool, delimiter: s
 
 
 def _copy_out(session: Session, name: str) -> None:
-    reader, stop, offset = _C.ObjectReader(native(session.client), encode(name)), _C.StopFlag(), 0
+    reader, offset = _C.ObjectReader(native(session.client), encode(name)), 0
     while True:
         piece = bytearray(_PIECE_NBYTES)
-        nbytes = reader.read(offset, piece, stop)
+        nbytes = reader.read(offset, piece)
         _write_out(memoryview(piece)[:nbytes])
         offset += nbytes
         if nbytes < len(piece):
@@ -298,6 +298,6 @@ def _write_text(name: str, array: Loaded, delimiter: str) -> None:
             f"{name}: expected an array of one dtype but found fields {', '.join(array)}; "
             "torchnpy head --json shows them"
         )
-    lines = array.reshape(-1, array.shape[-1] if array.dim() else 1) if array.numel() else ()
+    lines = array.reshape(-1, array.shape[-1] if array.dim() > 1 else 1) if array.numel() else ()
     for row in lines:
         print(delimiter.join(map(str, to_list(row))), file=sys.stdout)

@@ -166,7 +166,7 @@ def open_archive(client: Client, name: str) -> NpzFile:
 def read_prefix(client: Client, name: str) -> tuple[_C.ObjectReader, bytearray]:
     reader = _C.ObjectReader(native(client), encode(name))
     prefix = bytearray(_PREFIX_NBYTES)
-    del prefix[reader.read(0, prefix, _C.StopFlag()) :]
+    del prefix[reader.read(0, prefix) :]
     return reader, prefix
 
 

@@ -16,12 +16,16 @@ class Stop:
     """Ends what other threads wait for, and keeps them from beginning anything."""
 
     def __init__(self) -> None:
-        self.flag = _C.StopFlag()
+        self._flag = _C.StopFlag()
         self.wanted = False
 
     def set(self) -> None:
         self.wanted = True
-        self.flag.set()
+        self._flag.set()
+
+    def call(self, work: Callable[[], _Result]) -> _Result:
+        """What ``work`` returns; KeyboardInterrupt out of a wait once it is set."""
+        return _C.call_until(self._flag, work)
 
 
 def for_each(
@@ -41,41 +45,50 @@ def for_each(
     taking, telling = threading.Lock(), threading.Lock()
     iterator = iter(items)
     broken: list[BaseException] = []
+    ended = threading.Semaphore(0)
 
     def run() -> None:
         try:
-            while not stop.wanted:
-                with taking:
-                    if stop.wanted:
-                        return
-                    item = next(iterator)
-                result: _Result | Exception
-                try:
-                    result = work(item)
-                except Exception as error:
-                    result = error
-                with telling:
-                    if not broken:
-                        done(item, result)
-        except StopIteration:
-            pass
+            stop.call(run_all)
         except KeyboardInterrupt:
             assert stop.wanted  # how a wait ends that was stopped
         except BaseException as error:
             broken.append(error)
             stop.set()
+        finally:
+            ended.release()
 
-    threads = [threading.Thread(target=run, name="torchnpy-cli") for _ in range(jobs)]
+    def run_all() -> None:
+        while True:
+            with taking:
+                if stop.wanted:
+                    return
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            result: _Result | Exception
+            try:
+                result = work(item)
+            except Exception as error:
+                result = error
+            with telling:
+                if not broken:
+                    done(item, result)
+
+    # Not join(): a thread whose join() Ctrl-C ended passes for one that has ended (bpo-45274).
+    started = 0
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        if any(thread.is_alive() for thread in threads):
-            stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        for _ in range(jobs):
+            threading.Thread(target=run, name="torchnpy-cli", daemon=True).start()
+            started += 1
+        while started:
+            ended.acquire()
+            started -= 1
+    except BaseException:
+        stop.set()
+        for _ in range(started):
+            ended.acquire()
+        raise
     if broken:
         raise broken[0]

@@ -203,9 +203,10 @@ def _below(client: Client, source: str) -> Iterator[Copy]:
     root = as_folder(source if is_remote(source) else local_path(source))
     for entry in list_below(client, source):
         name = entry.url[len(root) :]
-        # Stores' consoles make such objects for folders; and what is no file yet is none.
+        # Stores' consoles make such objects for folders.
         is_marker = entry.url.endswith("/") and not entry.nbytes
-        if not is_marker and not base_name(entry.url).startswith(PARTIAL_PREFIX):
+        is_partial = not is_remote(source) and base_name(name).startswith(PARTIAL_PREFIX)
+        if not is_marker and not is_partial:
             yield Copy(entry, name)
 
 

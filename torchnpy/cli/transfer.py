@@ -24,9 +24,8 @@ _LARGE_AT_ONCE = 4
 class Reader:
     """The bytes of a source, all of one version."""
 
-    def __init__(self, client: Client, url: str, stop: Stop) -> None:
+    def __init__(self, client: Client, url: str) -> None:
         self._native = _C.ObjectReader(native(client), encode(url))
-        self._stop = stop
         self._path = None if is_remote(url) else local_path(url)
         self._status = os.stat(self._path) if self._path is not None else None
 
@@ -72,7 +71,7 @@ class Reader:
     def read(self, offset: int, nbytes: int) -> memoryview:
         """Fewer bytes only where the object ends."""
         room = bytearray(nbytes)
-        return memoryview(room)[: self._native.read(offset, room, self._stop.flag)]
+        return memoryview(room)[: self._native.read(offset, room)]
 
     def check_unchanged(self) -> None:
         """Of a file, before its copy becomes visible; stores look to it themselves."""
@@ -97,7 +96,7 @@ class Transfer:
 
     def look(self, source: Entry) -> Entry:
         """The same with its length and time, of which a store is asked with one byte."""
-        reader = Reader(self._client, source.url, self._stop)
+        reader = Reader(self._client, source.url)
         reader.read(0, 1)
         return Entry(source.url, reader.nbytes, reader.etag.strip('"'), reader.modified)
 
@@ -124,7 +123,7 @@ class Transfer:
 
     def to_url(self, source: Entry, url: str) -> int:
         """Bytes that were sent."""
-        reader = Reader(self._client, source.url, self._stop)
+        reader = Reader(self._client, source.url)
         first = reader.read(0, self._first_nbytes(source))
         target = _C.create(native(self._client), encode(url), reader.nbytes, self._sync, False)
         try:
@@ -138,13 +137,16 @@ class Transfer:
             raise
         return reader.nbytes
 
+    def _read(self, reader: Reader, offset: int, nbytes: int) -> memoryview:
+        return self._stop.call(lambda: reader.read(offset, nbytes))
+
     def _first_nbytes(self, source: Entry) -> int:
         # At least a byte: only an answer tells the length.
         return max(1, min(PIECE_NBYTES, PIECE_NBYTES if source.nbytes is None else source.nbytes))
 
     def _resume(self, source: Entry, note: dict[str, object], nbytes: int) -> tuple[Reader, int]:
         """A reader, and from where on it is to read."""
-        reader = Reader(self._client, source.url, self._stop)
+        reader = Reader(self._client, source.url)
         version, total = str(note.get("version", "")), note.get("nbytes")
         agrees = note.get("source") == reader.name and version and isinstance(total, int)
         if not agrees or not isinstance(total, int) or source.nbytes not in (None, total):
@@ -157,7 +159,7 @@ class Transfer:
         with contextlib.suppress(TransportError):
             reader.read(done, 1)
             return reader, done
-        return Reader(self._client, source.url, self._stop), 0
+        return Reader(self._client, source.url), 0
 
     def _pieces(
         self, reader: Reader, offset: int, first: memoryview
@@ -172,7 +174,7 @@ class Transfer:
             while offset < end:
                 following = offset + len(data)
                 wanted = min(PIECE_NBYTES, end - following)
-                future = ahead.submit(reader.read, following, wanted) if wanted else None
+                future = ahead.submit(self._read, reader, following, wanted) if wanted else None
                 yield offset, data
                 offset = following
                 if future:
