@@ -49,11 +49,11 @@ class Folder:
         os.close(self._fd)
 
     def find(self, parts: list[str]) -> os.stat_result | None:
-        """Of the file of that name; None where there is none."""
+        """Of the file of that name; None where there is none, or something else."""
         try:
             with self._parent(parts, make=False) as fd:
                 found = os.stat(parts[-1], dir_fd=fd, follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # partial() will say what
             return None
         return found if stat.S_ISREG(found.st_mode) else None
 
@@ -66,12 +66,18 @@ class Folder:
             OSError: Where a folder should be there is something else, a link for example, or one
                 where the file should be.
         """
-        with self._parent(parts, make=True, url=url) as fd:
-            partial = PartialFile(fd, parts[-1], url)
-            try:
-                yield partial
-            finally:
-                partial.close()
+        try:
+            with self._parent(parts, make=True, url=url) as fd:
+                partial = PartialFile(fd, parts[-1], url)
+                try:
+                    yield partial
+                finally:
+                    partial.close()
+        except OSError as error:
+            if error.strerror is None:  # it names the object
+                raise
+            path = os.path.join(self.path, *parts)
+            raise OSError(f"{url}: cannot write {path}: {error.strerror}") from error
 
     @contextlib.contextmanager
     def _parent(self, parts: list[str], *, make: bool, url: str = "") -> Iterator[int]:
