@@ -29,8 +29,8 @@ class PieceLoader final : public Loader, Sink {
       has_read_ = true;
       const uint64_t wanted = destination_.end - destination_.begin;
       const uint64_t part_nbytes = source_->read_sizes(wanted).part_nbytes;
-      return {{Range{destination_.begin, std::min(wanted, std::max<uint64_t>(part_nbytes, 1))},
-               this}};
+      return {
+          {Range{destination_.begin, std::min(wanted, std::max<uint64_t>(part_nbytes, 1))}, this}};
     }
     if (!object_nbytes) {
       throw UnsupportedError(
