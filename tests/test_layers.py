@@ -30,7 +30,7 @@ LIBRARIES = {
     "json": (r"nlohmann/", r"transport/credentials_parse\.cpp"),
     "codec": (
         r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l|boost/crc",
-        r"format/deflate\.cpp|base/checksum\.cpp",
+        r"format/deflate(_write)?\.cpp|base/checksum\.cpp",
     ),
     "torch": (r"(ATen|torch|c10)/", r"(torch|python)/.*"),
     "pybind11": (r"pybind11/|Python\.h|torch/csrc/utils/pybind\.h", r"python/.*"),
