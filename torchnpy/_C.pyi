@@ -78,6 +78,7 @@ def load_batch(
 def load_npz_batch(
     client: Client, urls: list[bytes], keys: list[str] | None, verify: bool, options: BatchOptions
 ) -> tuple[dict[str, torch.Tensor | list[Array]] | list[dict[str, Array]], Failures]: ...
+
 class Destination:
     @property
     def name(self) -> str: ...

@@ -103,8 +103,7 @@ def _savez(
         named[name] = array
     where = destination(target, suffix=".npz")
     members = [
-        (name.encode(), view_array(array, f"{where.name}[{name}]"))
-        for name, array in named.items()
+        (name.encode(), view_array(array, f"{where.name}[{name}]")) for name, array in named.items()
     ]
     _C.savez(where, members, level)
 
