@@ -93,7 +93,8 @@ class ArrayBytes::Walk {
   std::array<uint64_t, kMaxDims> index_;
 };
 
-ArrayBytes::ArrayBytes(ArrayView array) : array_(std::move(array)) {
+ArrayBytes::ArrayBytes(ArrayView array, std::optional<bool> fortran_order)
+    : array_(std::move(array)), fortran_order_(fortran_order.value_or(false)) {
   constexpr uint64_t kMaxNbytes = std::numeric_limits<int64_t>::max();
   const bool is_known =
       array_.shape.size() == array_.strides.size() && array_.shape.size() <= kMaxDims;
@@ -111,7 +112,9 @@ ArrayBytes::ArrayBytes(ArrayView array) : array_(std::move(array)) {
         kMaxNbytes, kMaxDims, format_shape(array_.shape), array_.itemsize));
   }
   if (nbytes_ == 0) return;
-  fortran_order_ = !is_contiguous(array_, false) && is_contiguous(array_, true);
+  if (!fortran_order) {
+    fortran_order_ = !is_contiguous(array_, false) && is_contiguous(array_, true);
+  }
   lay_out();
 }
 

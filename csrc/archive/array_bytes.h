@@ -12,11 +12,12 @@ namespace torchnpy {
 
 class ArrayBytes {
  public:
-  // Throws ArgumentError when the array has more bytes than memory can.
-  explicit ArrayBytes(ArrayView array);
+  // Throws ArgumentError when the array has more bytes than memory can. `fortran_order` is numpy's
+  // rule unless it is given: what is contiguous in Fortran order alone is held in it, all else in C
+  // order.
+  explicit ArrayBytes(ArrayView array, std::optional<bool> fortran_order = std::nullopt);
 
   const ArrayView& array() const { return array_; }
-  // numpy's rule: what is contiguous in Fortran order alone is held in it, all else in C order.
   bool fortran_order() const { return fortran_order_; }
   uint64_t nbytes() const { return nbytes_; }
   // All of them, where they lie in memory as the file holds them; else empty.

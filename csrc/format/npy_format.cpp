@@ -5,30 +5,13 @@
 
 #include "base/error.h"
 #include "format/npy.h"
+#include "format/text.h"
 
 namespace torchnpy {
 namespace {
 
 constexpr size_t kDataAlignment = 64;
 constexpr size_t kGrowthChars = 21;  // numpy's GROWTH_AXIS_MAX_DIGITS
-
-// Empty where a character is not latin-1.
-std::optional<std::string> utf8_to_latin1(std::string_view text) {
-  std::string latin1;
-  latin1.reserve(text.size());
-  for (size_t i = 0; i < text.size(); ++i) {
-    const auto lead = static_cast<uint8_t>(text[i]);
-    if (lead < 0x80) {
-      latin1 += text[i];
-    } else if (lead == 0xC2 || lead == 0xC3) {
-      const auto tail = static_cast<uint8_t>(text[++i]);
-      latin1 += static_cast<char>((lead & 3) << 6 | (tail & 0x3F));
-    } else {
-      return std::nullopt;
-    }
-  }
-  return latin1;
-}
 
 // Empty when the header is too long for the version.
 std::optional<std::string> frame(std::string_view text, uint8_t major) {

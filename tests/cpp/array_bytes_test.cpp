@@ -131,7 +131,10 @@ TEST(ArrayBytes, EveryPieceOfAnyArrayIsCopied) {
       slice(sample.array, axis, steps[below(std::size(steps))]);
       if (below(8) == 0) sample.array.strides[axis] = 0;  // broadcast
     }
-    const ArrayBytes bytes(sample.array);
+    std::optional<bool> order;
+    if (below(2) == 0) order = below(2) == 0;
+    const ArrayBytes bytes(sample.array, order);
+    ASSERT_EQ(bytes.fortran_order(), order.value_or(bytes.fortran_order()));
     const std::string expected = sample.expected(bytes.fortran_order());
     ASSERT_EQ(bytes.nbytes(), expected.size());
     ASSERT_TRUE(copied(bytes, 0, expected.size()) == expected) << "round " << round;
