@@ -56,6 +56,10 @@ def _fake_decode(data: torch.Tensor) -> torch.Tensor:
     _data_dependent("decode")
 
 
+def _fake_save(url: str, array: torch.Tensor) -> None:
+    pass
+
+
 # In Python: a Meta kernel of an op without tensor arguments is never reached.
 for _fake in (
     _fake_load,
@@ -67,5 +71,6 @@ for _fake in (
     _fake_header,
     _fake_fetch,
     _fake_decode,
+    _fake_save,
 ):
     torch.library.register_fake(_fake.__name__.replace("_fake_", "npy::"), _fake)

@@ -9,11 +9,13 @@
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
+#include "python/destination.h"
 #include "python/errors.h"
 #include "python/gil.h"
 #include "python/npz.h"
 #include "python/objects.h"
 #include "python/rows.h"
+#include "python/save.h"
 #include "python/target.h"
 #include "python/texts.h"
 #include "torch/load.h"
@@ -322,6 +324,8 @@ PYBIND11_MODULE(_C, m) {
   bind_batches(m);
   bind_rows(m);
   bind_texts(m);
+  bind_destinations(m);
+  bind_save(m);
   bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
