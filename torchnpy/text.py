@@ -107,8 +107,8 @@ def loadtxt(
         unpack: The array is transposed, so that columns can be assigned to names; of a structured
             dtype a list of its fields.
         ndmin: 0, 1 or 2: how many axes are kept although they have the length 1.
-        encoding: Of the bytes. Default: the locale's for names, latin-1 for open files and bytes.
-            ``"bytes"`` gives converters bytes.
+        encoding: Of the bytes. Default: the locale's, of open files and lines latin-1. ``"bytes"``
+            gives converters bytes.
         max_rows: Rows to read; lines without fields are none.
         quotechar: A field in these may hold delimiters, comments and line ends; two stand for one.
         client: For remote sources. Default: default_client().
@@ -132,19 +132,22 @@ def loadtxt(
         raise ValueError(f"ndmin: expected 0, 1 or 2 but found {ndmin!r}")
     gives_bytes = encoding == "bytes"
     source = _Source(fname, None if gives_bytes else encoding, quotechar, client)
+    skip_lines = _count("skiprows", skiprows)
+    if max_rows is not None:
+        max_rows = _count("max_rows", max_rows)
     reader = _C.TextReader(
         name=source.name,
         descr=descr,
         delimiter=_one_character("delimiter", delimiter),
         comments=_comment_list(comments),
         quote=_one_character("quotechar", quotechar),
-        skip_lines=_count("skiprows", skiprows),
-        max_rows=None if max_rows is None else _count("max_rows", max_rows),
+        skip_lines=skip_lines,
+        max_rows=max_rows,
         columns=None if usecols is None else _column_list(usecols),
         text_columns=_converted_columns(converters),
         is_gzip=source.is_gzip,
     )
-    source.feed(reader, _count("skiprows", skiprows), max_rows)
+    source.feed(reader, skip_lines, max_rows)
     reader.end()
     if converters is not None:
         _convert(reader, converters, usecols, source.name, gives_bytes)
@@ -168,23 +171,27 @@ class _Source:
         self._may_hold_lines = quote is not None
         self.name = "<lines>"
         self._suffix = ""
-        self._encoding = codecs.lookup(encoding or "latin-1").name
+        default = "latin-1"
         if is_url(source):
-            self.name = _C.display_name(encode(source))
+            self.name, default = _C.display_name(encode(source)), locale.getencoding()
             self._suffix = _suffix_of_compressed(self.name)
-            self._encoding = codecs.lookup(encoding or locale.getencoding()).name
         elif self._is_content:
-            self.name = "<bytes>"
+            self.name, default = "<bytes>", locale.getencoding()
         elif is_stream(source):
             self.name = stream_name(source)
+        self._encoding = codecs.lookup(encoding or default).name
         # UTF-8 is fed as it is; what is wrong in it is no number either.
         self._is_plain = self._encoding in ("utf-8", "utf-8-sig", "ascii")
         self.is_gzip = self._suffix == ".gz" and self._is_plain
 
     def feed(self, reader: _C.TextReader, skiprows: int, max_rows: int | None) -> None:
-        if self._is_named and self._is_plain and (self.is_gzip or not self._suffix):
-            reader.feed(_C.read_object(native(self._client), encode(self._source)))
-            return
+        if self._is_plain and (self.is_gzip or not self._suffix):
+            if self._is_named:
+                reader.feed(_C.read_object(native(self._client), encode(self._source)))
+                return
+            if self._is_content:
+                reader.feed(self._source)
+                return
         for piece in self._pieces(reader, skiprows, max_rows):
             if reader.is_done:
                 return
@@ -260,9 +267,7 @@ def _suffix_of_compressed(name: str) -> str:
 
 
 def _slices(data: Any) -> Iterator[bytes]:
-    if isinstance(data, torch.Tensor):
-        data = bytes(data.contiguous().untyped_storage())
-    view = memoryview(data).cast("B")
+    view = memoryview(data.numpy() if isinstance(data, torch.Tensor) else data).cast("B")
     for begin in range(0, len(view), _PIECE_NBYTES):
         yield bytes(view[begin : begin + _PIECE_NBYTES])
 
@@ -353,12 +358,13 @@ def _converted_columns(converters: Any) -> list[int] | None:
         return None
     if not isinstance(converters, Mapping):
         raise TypeError(f"converters: expected a function or a dict but found {converters!r}")
-    for column, function in converters.items():
+    for function in converters.values():
         if not callable(function):
             raise TypeError(f"converters: expected a function but found {function!r}")
-        if not isinstance(column, int):
-            raise TypeError(f"converters: expected columns as keys but found {column!r}")
-    return [operator.index(column) for column in converters]
+    try:
+        return [operator.index(column) for column in converters]
+    except TypeError:
+        raise TypeError(f"converters: expected columns as keys but found {converters}") from None
 
 
 def _convert(

@@ -188,6 +188,8 @@ bool is_space(char32_t c) {
 }
 
 std::string_view strip_spaces(std::string_view text) {
+  const auto is_plain = [](char c) { return c > ' ' && c <= '~'; };
+  if (!text.empty() && is_plain(text.front()) && is_plain(text.back())) return text;
   text = skip_spaces(text);
   while (!text.empty()) {
     size_t begin = text.size() - 1;

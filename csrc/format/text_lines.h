@@ -31,11 +31,17 @@ class LineSplitter {
   uint64_t count_lines() const { return lines_; }
 
  private:
-  enum Kind : uint8_t { kPlain, kMark };  // kMark: what is not part of a field may begin here
+  // What a byte may begin; of most nothing.
+  enum Mark : uint8_t { kLineEnd = 1, kComment = 2, kGap = 4 };  // kGap: a delimiter or a blank
 
-  // What begins at `at`: bytes of it, 0 for none.
+  uint8_t marks_at(std::string_view text, size_t at) const {
+    return marks_[static_cast<uint8_t>(text[at])];
+  }
+  // Bytes of the blank at `at`; 0 for none. Line ends are not.
   size_t blank_nbytes(std::string_view text, size_t at) const;
-  bool is_comment(std::string_view text, size_t at) const;
+  bool begins_comment(std::string_view text, size_t at) const;
+  // A line end or a comment.
+  bool ends_fields(std::string_view text, size_t at) const;
   size_t skip_blanks(std::string_view text, size_t at) const;
   size_t find_field_end(std::string_view text, size_t at) const;
   size_t read_quoted(std::string_view text, size_t at, std::vector<std::string_view>& fields);
@@ -43,7 +49,7 @@ class LineSplitter {
   const std::string delimiter_;
   const std::vector<std::string> comments_;
   const std::string quote_;
-  std::array<Kind, 256> kinds_{};
+  std::array<uint8_t, 256> marks_{};
   std::deque<std::string> unquoted_;  // fields that do not stand in the text as they are
   uint64_t lines_ = 1;
 };

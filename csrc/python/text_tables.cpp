@@ -10,7 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "archive/ordered_jobs.h"
 #include "base/error.h"
+#include "base/helpers.h"
 #include "base/wait.h"
 #include "format/descr.h"
 #include "format/gzip.h"
@@ -186,40 +188,75 @@ std::unique_ptr<NamedReader> make_reader(std::string name, const std::string& de
   return std::make_unique<NamedReader>(std::move(name), descr, std::move(rules), is_gzip);
 }
 
-// The rows of 1-D tensors of the same length, one a column, as text.
-class TextWriter {
- public:
-  TextWriter(RowFormat format, std::vector<at::Tensor> columns, uint64_t rows, bool joins_signs)
-      : format_(std::move(format)),
-        columns_(std::move(columns)),
-        rows_(rows),
-        joins_signs_(joins_signs) {}
+// What rows are printed of. Jobs on any thread read it.
+struct PrintedTable {
+  RowFormat format;
+  std::vector<at::Tensor> columns;  // keeps their memory
+  uint64_t rows = 0;
+  bool joins_signs = false;  // "+-" becomes "-"
+};
 
-  // The next rows, about a piece; empty after the last.
-  py::bytes next() {
-    without_gil([&] {
-      text_.clear();
-      while (row_ < rows_ && text_.size() < kPieceNbytes) append_row();
-    });
-    return text_;
+class PrintJob final : public OrderedJobs::Job {
+ public:
+  PrintJob(const PrintedTable& table, uint64_t first, uint64_t last)
+      : table_(table), first_(first), last_(last) {}
+
+  void run() override {
+    for (uint64_t row = first_; row < last_; ++row) {
+      const size_t begin = text_.size();
+      table_.format.append_row(row, text_);
+      if (table_.joins_signs) join_signs(begin);
+    }
   }
 
+  std::string take_text() { return std::move(text_); }
+
  private:
-  void append_row() {
-    const size_t begin = text_.size();
-    format_.append_row(row_++, text_);
-    if (!joins_signs_) return;
+  void join_signs(size_t begin) {
     for (size_t at = text_.find("+-", begin); at != std::string::npos; at = text_.find("+-", at)) {
       text_.erase(at, 1);
     }
   }
 
-  const RowFormat format_;
-  const std::vector<at::Tensor> columns_;  // their memory
-  const uint64_t rows_;
-  const bool joins_signs_;
-  uint64_t row_ = 0;
+  const PrintedTable& table_;
+  const uint64_t first_;
+  const uint64_t last_;
   std::string text_;
+};
+
+// The rows of 1-D tensors of the same length, one a column, as text; by all CPUs.
+class TextWriter {
+ public:
+  explicit TextWriter(PrintedTable table) : table_(std::move(table)), jobs_(kMaxThreads) {
+    rows_per_job_ = std::max<uint64_t>(kNumbersPerJob / (table_.columns.size() + 1), 1);
+  }
+
+  // The next rows, some hundred kilobytes; empty after the last.
+  py::bytes next() {
+    std::string text;
+    without_gil([&] {
+      for (; row_ < table_.rows && jobs_begun_ - jobs_done_ < 2 * kMaxThreads; ++jobs_begun_) {
+        const uint64_t last = row_ + std::min(rows_per_job_, table_.rows - row_);
+        jobs_.push(std::make_unique<PrintJob>(table_, row_, last), kNumbersPerJob * kNumberNs);
+        row_ = last;
+      }
+      if (jobs_.is_empty()) return;
+      text = static_cast<PrintJob&>(*jobs_.pop()).take_text();
+      ++jobs_done_;
+    });
+    return text;
+  }
+
+ private:
+  static constexpr uint64_t kNumbersPerJob = 1 << 13;
+  static constexpr uint64_t kNumberNs = 80;
+
+  const PrintedTable table_;
+  OrderedJobs jobs_;
+  uint64_t rows_per_job_ = 1;
+  uint64_t row_ = 0;
+  uint64_t jobs_begun_ = 0;
+  uint64_t jobs_done_ = 0;
 };
 
 std::optional<ScalarType> text_type(at::ScalarType type) {
@@ -248,7 +285,8 @@ std::unique_ptr<TextWriter> make_writer(const std::string& format, uint64_t rows
   }
   std::optional<RowFormat> parsed = RowFormat::parse(format, std::move(columns));
   if (!parsed) return nullptr;
-  return std::make_unique<TextWriter>(*std::move(parsed), std::move(tensors), rows, joins_signs);
+  return std::make_unique<TextWriter>(
+      PrintedTable{*std::move(parsed), std::move(tensors), rows, joins_signs});
 }
 
 py::bytes compress_piece(GzipWriter& gzip, const py::object& data) {
