@@ -193,10 +193,10 @@ TEST_P(NpzWriterTest, AnyNumberOfThreadsWritesTheSameBytes) {
 }
 
 TEST_P(NpzWriterTest, MemoryIsBounded) {
-  auto byte = std::make_shared<std::string>("x");
-  ArrayView array = view_of(byte);
-  array.shape = {100 << 20};
-  array.strides = {0};
+  // The same MiB a hundred times.
+  ArrayView array = view_of(text(1 << 20));
+  array.shape = {100, 1 << 20};
+  array.strides = {0, 1};
   MemoryTarget target;
   target.kept_nbytes = 1000;
   const size_t before = live_nbytes;
