@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import random
 import re
 import signal
@@ -550,10 +549,11 @@ def test_control_c_ends_an_upload_and_leaves_nothing(
     s3_server: S3Server, bucket: Bucket, script_args: tuple[object, ...], wait_in: str
 ) -> None:
     s3_server.cut_body("PUT" if wait_in == "PUT" else "part", *[Cut(1000, "stall")] * 40)
+    count = {"write": 30, "finish": 3, "PUT": 1}[wait_in]
     code = f"""
 target = create()
 try:
-    for _ in range({dict(write=30, finish=3, PUT=1)[wait_in]}):
+    for _ in range({count}):
         target.write(bytearray({PART}))
     print("written", flush=True)
     target.finish()
