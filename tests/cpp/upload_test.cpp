@@ -263,6 +263,14 @@ TEST_F(Multipart, NamesItsPartsAsTheStoreDid) {
             "</CompleteMultipartUpload>");
 }
 
+TEST_F(Multipart, ABodyIsSentAgainWholeWhereAKeptConnectionDied) {
+  client_.options->max_in_flight = client_.options->io_threads = 1;
+  FaultServer server("", {kBegun, {.close_at = SIZE_MAX}, kPart, kPart, kPart, kEnded});
+  EXPECT_EQ(upload(server, large_), "done");
+  EXPECT_EQ(server.requests().at(2).body, std::string(8 << 20, 'x'));
+  EXPECT_EQ(client_.metrics->retries, 0);
+}
+
 TEST_F(Multipart, AnswersOfNoS3AreErrors) {
   client_.options->max_in_flight = 1;
   FaultServer web("", {kMade});
