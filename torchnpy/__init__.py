@@ -9,6 +9,7 @@ from torchnpy.errors import FormatError, LockError, TransportError, UnsupportedE
 from torchnpy.io import header, load, load_many, load_npy, load_rows
 from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits, load_npz, open_npz
 from torchnpy.sources import Array, NpyHeader
+from torchnpy.text import loadtxt, savetxt
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,8 @@ __all__ = [
     "load_npy",
     "load_npz",
     "load_rows",
+    "loadtxt",
     "open_npz",
+    "savetxt",
     "set_default_client",
 ]

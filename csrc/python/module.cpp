@@ -14,6 +14,7 @@
 #include "python/npz.h"
 #include "python/objects.h"
 #include "python/rows.h"
+#include "python/text_tables.h"
 #include "python/target.h"
 #include "python/texts.h"
 #include "torch/load.h"
@@ -322,6 +323,7 @@ PYBIND11_MODULE(_C, m) {
   bind_batches(m);
   bind_rows(m);
   bind_texts(m);
+  bind_text_tables(m);
   bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
