@@ -11,10 +11,12 @@
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
+#include "python/destination.h"
 #include "python/errors.h"
 #include "python/gil.h"
 #include "python/npz.h"
 #include "python/rows.h"
+#include "python/save.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -329,6 +331,8 @@ PYBIND11_MODULE(_C, m) {
   bind_batches(m);
   bind_rows(m);
   bind_texts(m);
+  bind_destinations(m);
+  bind_save(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "torch/load.h"
 #include "torch/npz.h"
+#include "torch/save.h"
 #include "torch/torchnpy.h"
 
 namespace torchnpy {
@@ -118,6 +119,10 @@ at::Tensor decode_op(const at::Tensor& data) {
   }
 }
 
+void save_op(const std::string& url, const at::Tensor& array) {
+  save(*Client::default_client(), url, array);
+}
+
 }  // namespace
 
 TORCH_LIBRARY(npy, m) {
@@ -136,6 +141,7 @@ TORCH_LIBRARY(npy, m) {
          {at::Tag::data_dependent_output});
   define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
   define("decode(Tensor data) -> Tensor", {kDynamicShape});
+  define("save(str url, Tensor array) -> ()", {});
 }
 
 TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
@@ -148,6 +154,7 @@ TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
   m.impl("header", header_op);
   m.impl("fetch", fetch_op);
   m.impl("decode", decode_op);
+  m.impl("save", save_op);
 }
 
 }  // namespace torchnpy
