@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -186,7 +187,8 @@ class Script:
 
     def __exit__(self, *_: object) -> None:
         if not self.stdout.closed:
-            self.send_signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                self.send_signal(signal.SIGKILL)
             self.finish()
 
 

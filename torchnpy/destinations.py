@@ -26,7 +26,8 @@ def destination(
     if_none_match: bool = False,
     client: Client | None = None,
 ) -> _C.Destination:
-    """Where `target` is; a path that does not end in `suffix` gets it, as numpy's.
+    """Where `target` is. A path that does not end in `suffix` gets it, as numpy's, unless it is of a
+    pipe or device.
 
     Raises:
         ValueError: `sync` or `if_none_match` for an open file.
@@ -40,7 +41,8 @@ def destination(
         return _C.StreamDestination(stream_name(target), _writer(target), lends)
     if not isinstance(target, (str, os.PathLike)):
         raise TypeError(
-            f"target: expected a URL, a path or an open binary file but found {type(target).__name__}"
+            "target: expected a URL, a path or an open binary file but found "
+            + type(target).__name__
         )
     url = _with_suffix(os.fspath(target), suffix)
     return _C.UrlDestination(native(client), encode(url), bool(sync), bool(if_none_match))
@@ -51,14 +53,18 @@ def is_writable(target: Target) -> TypeGuard[BinaryIO]:
 
 
 def _with_suffix(url: str, suffix: str) -> str:
-    if url.endswith(suffix) or "://" in url:
-        return url
+    is_named = not url.endswith(suffix) and "://" not in url
+    return url + suffix if is_named and not _is_pipe_or_device(url) else url
+
+
+def _is_pipe_or_device(path: str) -> bool:
+    if path.startswith(("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")):
+        return True
     try:
-        mode = os.stat(url).st_mode
+        mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        return url + suffix
-    is_device = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-    return url if is_device else url + suffix
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _writer(stream: BinaryIO) -> Callable[[bytes | memoryview], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -11,7 +10,7 @@ from torchnpy._ops import _C
 from torchnpy.client import Client
 from torchnpy.destinations import Target, destination
 from torchnpy.errors import UnsupportedError
-from torchnpy.sources import Array, NumpyArray
+from torchnpy.sources import Array
 
 if TYPE_CHECKING:
     import numpy.typing
@@ -53,49 +52,99 @@ def save(
             tensors; dtypes that numpy lacks. The message says what to call.
         ValueError: A dict without fields.
     """
-    view = view_array(array)
     where = destination(
         target, suffix=".npy", sync=sync, if_none_match=if_none_match, client=client
     )
-    _C.save(where, view)
+    _C.save(where, view_array(array, where.name))
 
 
-def view_array(array: ArrayLike, name: str = "") -> _C.ArrayView:
+def savez(target: Target, /, *args: ArrayLike, **arrays: ArrayLike) -> None:
+    """Saves arrays as the members of a ``.npz``, not compressed, so that files of them are mapped.
+
+    Args:
+        target: As in save(), with the suffix ``.npz``.
+        *args: Arrays of the names ``arr_0``, ``arr_1``...
+        **arrays: Arrays by name.
+
+    Raises:
+        ValueError: An array is called as one without a name would be; a name is none for a member.
+        TransportError, UnsupportedError: See save(); the message names the member.
+    """
+    _savez(target, args, arrays, 0)
+
+
+def savez_compressed(
+    target: Target, /, *args: ArrayLike, level: int | ArrayLike | None = None, **arrays: ArrayLike
+) -> None:
+    """The same, compressed: by all of the machine's CPUs, and by blocks of large arrays.
+
+    Args:
+        target, *args, **arrays: See savez().
+        level: 1 (fastest) to 9 (smallest); 0 does not compress. Default: 2, which is made for
+            arrays. An array here is a member of that name.
+
+    Raises:
+        ValueError, TransportError, UnsupportedError: See savez().
+    """
+    if level is None or isinstance(level, int):
+        _savez(target, args, arrays, level)
+    else:
+        _savez(target, args, {**arrays, "level": level}, None)
+
+
+def _savez(
+    target: Target, args: tuple[ArrayLike, ...], arrays: dict[str, ArrayLike], level: int | None
+) -> None:
+    named = dict(arrays)
+    for i, array in enumerate(args):
+        name = f"arr_{i}"
+        if name in named:
+            raise ValueError(f"Cannot use un-named variables and keyword {name}")
+        named[name] = array
+    where = destination(target, suffix=".npz")
+    members = [
+        (name.encode(), view_array(array, f"{where.name}[{name}]")) for name, array in named.items()
+    ]
+    _C.savez(where, members, level)
+
+
+def view_array(array: ArrayLike, name: str) -> _C.ArrayView:
     """The memory of an array, to be written; `name` is for messages."""
+    encoded = name.encode("utf-8", "surrogateescape")
     if isinstance(array, torch.Tensor):
-        return _C.view_tensor(array)
+        return _C.view_tensor(array, encoded)
     if isinstance(array, dict):
-        return _C.copy_record(_checked_fields(array))
-    return _view_numpy(array)
+        return _C.copy_record(_checked_fields(array, name), encoded)
+    return _view_numpy(array, name)
 
 
-def _checked_fields(array: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    for name, field in array.items():
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"expected a field's name, a str, but found {name!r}")
+def _checked_fields(fields: dict[Any, Any], name: str) -> dict[str, torch.Tensor]:
+    for key, field in fields.items():
+        if not isinstance(key, str) or not key:
+            raise TypeError(f"{name}: expected a field's name, a str, but found {key!r}")
         if not isinstance(field, torch.Tensor):
             raise TypeError(
-                f"field {name!r}: expected a tensor but found {type(field).__name__}; convert it "
-                "with torch.as_tensor()"
+                f"{name}: expected a tensor as field {key!r} but found {type(field).__name__}; "
+                "save what is no structured array with savez(target, **arrays)"
             )
-    return array
+    return fields
 
 
-def _view_numpy(array: Any) -> _C.ArrayView:
-    import numpy  # the program's, if it has numpy arrays; else it is what lists need
+def _view_numpy(array: Any, name: str) -> _C.ArrayView:
+    import numpy  # the program's own, if it has arrays; else lists need it
 
     if isinstance(array, numpy.ma.MaskedArray):
         raise UnsupportedError(
-            "expected a plain array but found a masked one; call .filled(), or save .data and "
-            ".mask with savez()"
+            f"{name}: expected a plain array but found a masked one; call .filled(), or save .data "
+            "and .mask with savez()"
         )
     array = numpy.asanyarray(array)
     dtype = array.dtype
     if dtype.hasobject or not getattr(type(dtype), "_legacy", True):
         raise UnsupportedError(
-            f"expected an array of numbers or text of a fixed size but found {dtype}; it would be "
-            "saved as a pickle, which can run code when it is read: docs/pickle.md shows how to "
-            "convert it"
+            f"{name}: expected numbers, or text of a fixed size, but found {dtype!r}; it would be "
+            "saved as a pickle, which can run code when it is read: docs/pickle.md shows what to "
+            "do instead"
         )
     descr = repr(numpy.lib.format.dtype_to_descr(dtype))
     address = array.__array_interface__["data"][0]

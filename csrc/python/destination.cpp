@@ -20,6 +20,8 @@ class UrlDestination final : public Destination {
     options_.if_none_match = if_none_match;
   }
 
+  std::string name() const override { return display_name(url_); }
+
   std::unique_ptr<Target> create(std::optional<uint64_t> nbytes) const override {
     TargetOptions options = options_;
     options.nbytes = nbytes;
@@ -107,6 +109,8 @@ class StreamDestination final : public Destination {
   StreamDestination(std::string name, const py::object& write, bool lends)
       : name_(std::move(name)), write_(share_object(write)), lends_(lends) {}
 
+  std::string name() const override { return name_; }
+
   std::unique_ptr<Target> create(std::optional<uint64_t>) const override {
     return std::make_unique<StreamTarget>(name_, write_, lends_);
   }
@@ -120,7 +124,8 @@ class StreamDestination final : public Destination {
 }  // namespace
 
 void bind_destinations(py::module_& m) {
-  py::class_<Destination>(m, "Destination");
+  py::class_<Destination>(m, "Destination")
+      .def_property_readonly("name", [](const Destination& to) { return wrap_text(to.name()); });
   py::class_<UrlDestination, Destination>(m, "UrlDestination")
       .def(py::init<std::shared_ptr<Client>, std::string, bool, bool>());
   py::class_<StreamDestination, Destination>(m, "StreamDestination")

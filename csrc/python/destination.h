@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "transport/client.h"
 
@@ -14,6 +15,8 @@ namespace torchnpy {
 class Destination {
  public:
   virtual ~Destination() = default;
+  // For messages.
+  virtual std::string name() const = 0;
   // Begins what shall be written there; `nbytes` in all, where that is known. Without the GIL.
   // Throws as Client::create().
   virtual std::unique_ptr<Target> create(std::optional<uint64_t> nbytes) const = 0;

@@ -3,11 +3,15 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "archive/npz_writer.h"
 #include "archive/writer.h"
+#include "base/error.h"
+#include "format/deflate.h"
 #include "python/convert.h"
 #include "python/destination.h"
 #include "torch/save.h"
@@ -23,17 +27,28 @@ const at::Tensor& unpack(const py::handle& object) {
   return THPVariable_Unpack(object.ptr());
 }
 
-ArrayView view_object(const py::object& object) {
-  const at::Tensor& tensor = unpack(object);
-  return without_gil([&] { return view_tensor(tensor); });
+// Runs `make` without the GIL; its errors then begin with `name`.
+template <typename Make>
+ArrayView make_view(const std::string& name, Make make) {
+  try {
+    return without_gil(make);
+  } catch (Error& error) {
+    error.add_context(name);
+    throw;
+  }
 }
 
-ArrayView copy_fields(const py::dict& dict) {
+ArrayView view_object(const py::object& object, const std::string& name) {
+  const at::Tensor& tensor = unpack(object);
+  return make_view(name, [&] { return view_tensor(tensor); });
+}
+
+ArrayView copy_fields(const py::dict& dict, const std::string& name) {
   std::vector<RecordField> fields;
-  for (const auto& [name, tensor] : dict) {
-    fields.push_back({py::repr(name).cast<std::string>(), unpack(tensor)});
+  for (const auto& [key, tensor] : dict) {
+    fields.push_back({py::repr(key).cast<std::string>(), unpack(tensor)});
   }
-  return without_gil([&] { return copy_record(fields); });
+  return make_view(name, [&] { return copy_record(fields); });
 }
 
 // The memory of an array of another library, which `owner` keeps.
@@ -59,6 +74,20 @@ void save_view(const Destination& destination, const ArrayView& array) {
   });
 }
 
+// `level`: nullopt for the default.
+void save_archive(const Destination& destination,
+                  const std::vector<std::pair<std::string, ArrayView>>& members,
+                  std::optional<int> level) {
+  without_gil([&] {
+    NpzWriterOptions options;
+    options.level = level.value_or(kDefaultDeflateLevel);
+    const std::unique_ptr<Target> target = destination.create(std::nullopt);
+    NpzWriter writer(*target, options);
+    for (const auto& [name, array] : members) writer.add(name, array);
+    writer.finish();
+  });
+}
+
 }  // namespace
 
 void bind_save(py::module_& m) {
@@ -67,6 +96,7 @@ void bind_save(py::module_& m) {
   m.def("copy_record", &copy_fields);
   m.def("view_memory", &view_memory);
   m.def("save", &save_view);
+  m.def("savez", &save_archive);
 }
 
 }  // namespace torchnpy

@@ -188,8 +188,7 @@ ArrayView copy_record(const std::vector<RecordField>& fields) {
   return view;
 }
 
-void save(Client& client, const std::string& url, const at::Tensor& tensor,
-          const TargetOptions& options) {
+void save(Client& client, const std::string& url, const at::Tensor& tensor, TargetOptions options) {
   ArrayView array;
   try {
     array = view_tensor(tensor);
@@ -197,14 +196,9 @@ void save(Client& client, const std::string& url, const at::Tensor& tensor,
     error.add_context(display_name(url));
     throw;
   }
-  save(client, url, std::move(array), options);
-}
-
-void save(Client& client, const std::string& url, ArrayView array, const TargetOptions& options) {
   const NpyWriter writer(std::move(array));
-  TargetOptions with_nbytes = options;
-  with_nbytes.nbytes = writer.nbytes();
-  const std::unique_ptr<Target> target = client.create(url, with_nbytes);
+  options.nbytes = writer.nbytes();
+  const std::unique_ptr<Target> target = client.create(url, options);
   writer.write(*target);
   target->finish();
 }

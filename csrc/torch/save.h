@@ -29,9 +29,6 @@ ArrayView copy_record(const std::vector<RecordField>& fields);
 // Saves the tensor at `url` as a .npy. Blocks, can be interrupted (base/wait.h), and throws the
 // errors of base/error.h with the object's name in the message. `options.nbytes` has no meaning.
 void save(Client& client, const std::string& url, const at::Tensor& tensor,
-          const TargetOptions& options = {});
-// The same of any array.
-void save(Client& client, const std::string& url, ArrayView array,
-          const TargetOptions& options = {});
+          TargetOptions options = {});
 
 }  // namespace torchnpy

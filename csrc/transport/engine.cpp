@@ -1,6 +1,7 @@
 #include "transport/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <iterator>
 #include <system_error>
@@ -137,7 +138,9 @@ void Engine::cancel(const void* owner, const void* key, const Job* spared) {
 void Engine::stop() {
   std::vector<std::thread> threads;
   {
-    const std::lock_guard lock(mutex_);
+    constexpr std::chrono::seconds kFarewellTime(2);
+    std::unique_lock lock(mutex_);
+    farewells_ended_.wait_for(lock, kFarewellTime, [this] { return farewell_count_ == 0; });
     if (std::exchange(stopping_, true)) return;
     for (const auto& reactor : reactors_) {
       reactor->wake(true);
@@ -187,6 +190,7 @@ void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
 }
 
 void Engine::link(Job& job) {
+  if (job.is_farewell) ++farewell_count_;
   Job*& first = jobs_[{job.owner_, job.key_}];
   job.next_ = first;
   if (first != nullptr) first->previous_ = &job;
@@ -194,6 +198,7 @@ void Engine::link(Job& job) {
 }
 
 void Engine::unlink(Job& job) {
+  if (job.is_farewell && --farewell_count_ == 0) farewells_ended_.notify_all();
   if (job.next_ != nullptr) job.next_->previous_ = job.previous_;
   if (job.previous_ != nullptr) {
     job.previous_->next_ = job.next_;
