@@ -58,7 +58,7 @@ def test_arrays_are_appended_one_after_the_other(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("saved_first", "rewrite", "delete", "first_fortran", "then_fortran"),
-    itertools.product(*[[False, True]] * 5),
+    list(itertools.product(*[[False, True]] * 5)),
 )
 def test_each_order_is_appended_to_each_by_threads(
     path: str,
@@ -284,7 +284,9 @@ def test_every_tensor_dtype_comes_back(path: str, dtype: torch.dtype) -> None:
         with NpyAppendArray(path) as appender:
             for _ in range(2):
                 appender.append(tensor)
-    assert torch.equal(tnp.load(path, dtype=dtype).float().abs(), tensor.repeat(4, 1).float().abs())
+    found = tnp.load(path, dtype=dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found.view(torch.uint8), tensor.repeat(4, 1).view(torch.uint8))
 
 
 def test_tensors_are_appended_to_big_endian_files(path: str) -> None:
@@ -371,7 +373,7 @@ def test_append_after_close_is_refused(path: str) -> None:
         (3.5, ValueError, "expected a tensor, a numpy array or a list of them but found float"),
         ([[1, 2]], ValueError, "expected a tensor, a numpy array or a list of them but found list"),
         (None, ValueError, "but found NoneType; convert it with torch.tensor()"),
-        (np.array([None]), tnp.UnsupportedError, "object"),
+        (np.array([None]), tnp.UnsupportedError, "it would be saved as a pickle"),
         (np.ma.zeros((1, 4)), tnp.UnsupportedError, "masked"),
         (torch.zeros(1, 4).to_sparse(), tnp.UnsupportedError, "sparse"),
         (torch.zeros(1, 4, device="meta"), tnp.UnsupportedError, "meta"),
@@ -676,15 +678,15 @@ def test_a_killed_writer_leaves_a_whole_number_of_rows(path: str) -> None:
 def test_ctrl_c_ends_an_append_and_keeps_the_rows(path: str) -> None:
     with start_script(
         """
-        import sys
+        import os, signal, sys, threading
         import numpy as np
         import torchnpy as tnp
         chunk = np.zeros((1, 64 << 20), "u1")
         large = np.broadcast_to(chunk, (256, 64 << 20))  # 16 GiB
         appender = tnp.NpyAppendArray(sys.argv[1])
         appender.append(chunk)
-        print("ready", flush=True)
         try:
+            threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
             appender.append(large)
         except KeyboardInterrupt:
             print("interrupted", appender.shape)
@@ -693,8 +695,6 @@ def test_ctrl_c_ends_an_append_and_keeps_the_rows(path: str) -> None:
         """,
         path,
     ) as script:
-        assert script.stdout.readline() == "ready\n"
-        script.send_signal(2)
         status, out, err = script.finish()
     assert (status, out, err) == (0, "interrupted (1, 67108864)\n", "")
     assert np.load(path, mmap_mode="r").shape == (2, 64 << 20)
@@ -737,15 +737,11 @@ def test_every_way_to_sync_writes_the_same(path: str, fsync: Any, header_every: 
     assert np.array_equal(np.load(path), rows(0, 4))
 
 
-def test_numpy_is_not_imported_for_tensors(path: str) -> None:
+def test_tensors_need_no_numpy(path: str) -> None:
     run_fresh(
         """
-        import builtins, sys
-        original = builtins.__import__
-        def refuse(name, *rest):
-            if name == "numpy" or name.startswith("numpy."):
-                raise ImportError(name)
-            return original(name, *rest)
+        import sys, warnings
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy")
         sys.modules["numpy"] = None
         import torch, torchnpy as tnp
         with tnp.NpyAppendArray(sys.argv[1]) as appender:

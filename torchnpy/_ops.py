@@ -76,5 +76,6 @@ for _fake in (
     _fake_fetch,
     _fake_decode,
     _fake_save,
+    _fake_append,
 ):
     torch.library.register_fake(_fake.__name__.replace("_fake_", "npy::"), _fake)

@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 
@@ -79,6 +79,7 @@ class NpyAppendArray(_C.Appender):
             _choose("casting", casting, _C.Casting),
         )
         self.filename = filename
+        self._name = os.fspath(filename)
         self._casting = casting
         if every != 1:
             _uncounted.add(self)
@@ -97,7 +98,7 @@ class NpyAppendArray(_C.Appender):
         """A numpy.dtype, as npy-append-array has it; without numpy, or where it has none
         (bfloat16 by name), the torch.dtype."""
         descr, torch_dtype, _, _ = self._header("dtype")
-        return _numpy_dtype(descr) or torch_dtype
+        return _numpy_dtype(descr) or cast(torch.dtype, torch_dtype)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -127,13 +128,13 @@ class NpyAppendArray(_C.Appender):
     def __repr__(self) -> str:
         known = self._describe()
         array = f" {known[0]} {known[2]}" if known else ""
-        return f"<torchnpy.NpyAppendArray {os.fspath(self.filename)!r}{array}>"
+        return f"<torchnpy.NpyAppendArray {self._name!r}{array}>"
 
     def _header(self, name: str) -> _C.GrowingHeader:
         known = self._describe()
         if known is None:
             raise AttributeError(
-                f"{os.fspath(self.filename)}: there is no {name} before the first append",
+                f"{self._name}: there is no {name} before the first append",
                 name=name,
                 obj=self,
             )
@@ -153,9 +154,9 @@ class NpyAppendArray(_C.Appender):
             return rows
         numpy = sys.modules.get("numpy")  # who has its arrays has imported it
         if numpy is not None and isinstance(rows, (numpy.ndarray, numpy.generic)):
-            return rows
+            return cast(Rows, rows)
         raise ValueError(
-            f"{os.fspath(self.filename)}: expected a tensor, a numpy array or a list of them but "
+            f"{self._name}: expected a tensor, a numpy array or a list of them but "
             f"found {type(rows).__name__}; convert it with torch.tensor()"
         )
 
@@ -168,22 +169,21 @@ class NpyAppendArray(_C.Appender):
     def _view(self, rows: Rows) -> _C.ArrayView:
         if isinstance(rows, torch.Tensor):
             return self._view_tensor(rows)
+        view = view_array(rows, self._name)  # or what is wrong with them
         known = self._describe()
-        if known is None:
-            return view_array(rows)
-        dtype = _numpy_dtype(known[0])
+        dtype = _numpy_dtype(known[0]) if known else rows.dtype
         if dtype is None:  # numpy has no name for it, torch has
             return self._view_tensor(torch.as_tensor(rows))
         if rows.dtype == dtype:
-            return view_array(rows)
+            return view
         import numpy
 
         if not numpy.can_cast(rows.dtype, dtype, self._casting):
             raise TypeError(
-                f"{os.fspath(self.filename)}: expected rows of {dtype} but found {rows.dtype}; "
+                f"{self._name}: expected rows of {dtype} but found {rows.dtype}; "
                 f'cast them, or pass casting="unsafe" to lose what does not fit'
             )
-        return view_array(rows.astype(dtype, casting=self._casting))
+        return view_array(rows.astype(dtype, casting=self._casting), self._name)
 
 
 def is_appendable(filename: Url) -> bool:
@@ -270,7 +270,7 @@ def _numpy_dtype(descr: str) -> NumpyDtype | None:
         import numpy
     except ImportError:
         return None
-    literal = ast.literal_eval(descr) if descr[:1] in "[(" else descr
+    literal: Any = ast.literal_eval(descr) if descr[:1] in "[(" else descr
     try:
         return numpy.lib.format.descr_to_dtype(literal)
     except TypeError:
