@@ -16,6 +16,7 @@ from torchnpy.errors import FormatError, LockError, TransportError, UnsupportedE
 from torchnpy.io import header, load, load_many, load_npy, load_rows
 from torchnpy.npz import DEFAULT_LIMITS, NpzFile, NpzLimits, load_npz, open_npz
 from torchnpy.sources import Array, NpyHeader
+from torchnpy.text import loadtxt, savetxt
 from torchnpy.write import save, savez, savez_compressed
 
 __version__ = "0.1.0"
@@ -43,10 +44,12 @@ __all__ = [
     "load_npy",
     "load_npz",
     "load_rows",
+    "loadtxt",
     "needs_recovery",
     "open_npz",
     "recover",
     "save",
+    "savetxt",
     "savez",
     "savez_compressed",
     "set_default_client",

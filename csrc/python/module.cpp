@@ -18,6 +18,7 @@
 #include "python/rows.h"
 #include "python/save.h"
 #include "python/target.h"
+#include "python/text_tables.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -328,6 +329,7 @@ PYBIND11_MODULE(_C, m) {
   bind_texts(m);
   bind_destinations(m);
   bind_save(m);
+  bind_text_tables(m);
   bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
