@@ -3,6 +3,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
+from torchnpy.append import Rows
 from torchnpy.sources import Array, Buffer
 
 _Row = TypeVar("_Row", bound=torch.Tensor)
@@ -87,6 +88,35 @@ def load_batch(
 def load_npz_batch(
     client: Client, urls: list[bytes], keys: list[str] | None, verify: bool, options: BatchOptions
 ) -> tuple[dict[str, torch.Tensor | list[Array]] | list[dict[str, Array]], Failures]: ...
+
+class Destination:
+    @property
+    def name(self) -> str: ...
+
+class UrlDestination(Destination):
+    def __init__(self, client: Client, url: bytes, sync: bool, if_none_match: bool) -> None: ...
+
+class StreamDestination(Destination):
+    def __init__(
+        self, name: str, write: Callable[[bytes | memoryview], None], lends: bool
+    ) -> None: ...
+
+class ArrayView: ...
+
+def view_tensor(tensor: torch.Tensor, name: bytes) -> ArrayView: ...
+def copy_record(fields: dict[str, torch.Tensor], name: bytes) -> ArrayView: ...
+def view_memory(
+    owner: object,
+    address: int,
+    descr: str,
+    itemsize: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> ArrayView: ...
+def save(destination: Destination, array: ArrayView) -> None: ...
+def savez(
+    destination: Destination, members: list[tuple[bytes, ArrayView]], level: int | None
+) -> None: ...
 def begins_as_zip(data: Buffer, name: str) -> bool: ...
 def load(
     client: Client, url: bytes, mmap: bool, dtype: torch.dtype | None, limits: Limits, verify: bool
@@ -151,6 +181,43 @@ class Target:
 def create(
     client: Client, url: bytes, nbytes: int | None, sync: bool, if_none_match: bool
 ) -> Target: ...
+
+GrowingHeader: TypeAlias = tuple[str, torch.dtype | dict[str, Any] | None, tuple[int, ...], bool]
+
+class AppendSync:
+    never: AppendSync
+    header: AppendSync
+    always: AppendSync
+
+class Casting:
+    no: Casting
+    equiv: Casting
+    safe: Casting
+    same_kind: Casting
+    unsafe: Casting
+
+class Appender:
+    def __init__(
+        self,
+        path: bytes,
+        delete_if_exists: bool,
+        header_every: int,
+        sync: AppendSync,
+        casting: Casting,
+    ) -> None: ...
+    def append(self, rows: Rows | Sequence[Rows], /) -> None: ...
+    def _append_views(self, views: list[ArrayView]) -> bool: ...
+    def _view_tensor(self, rows: torch.Tensor) -> ArrayView: ...
+    def _learn(self, rows: Rows) -> None: ...
+    def _describe(self) -> GrowingHeader | None: ...
+    def _update_header(self) -> None: ...
+    def _close(self) -> None: ...
+
+def can_cast(source: torch.dtype, target: torch.dtype, casting: Casting) -> bool: ...
+def is_appendable(path: bytes) -> bool: ...
+def needs_recovery(path: bytes) -> bool: ...
+def ensure_appendable(path: bytes, inplace: bool) -> None: ...
+def recover(path: bytes, zerofill_incomplete: bool) -> None: ...
 
 class TextReader:
     def __init__(
