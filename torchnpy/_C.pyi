@@ -3,6 +3,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
+from torchnpy.append import Rows
 from torchnpy.sources import Array, Buffer
 
 _Row = TypeVar("_Row", bound=torch.Tensor)
@@ -180,6 +181,43 @@ class Target:
 def create(
     client: Client, url: bytes, nbytes: int | None, sync: bool, if_none_match: bool
 ) -> Target: ...
+
+GrowingHeader: TypeAlias = tuple[str, torch.dtype | dict[str, Any] | None, tuple[int, ...], bool]
+
+class AppendSync:
+    never: AppendSync
+    header: AppendSync
+    always: AppendSync
+
+class Casting:
+    no: Casting
+    equiv: Casting
+    safe: Casting
+    same_kind: Casting
+    unsafe: Casting
+
+class Appender:
+    def __init__(
+        self,
+        path: bytes,
+        delete_if_exists: bool,
+        header_every: int,
+        sync: AppendSync,
+        casting: Casting,
+    ) -> None: ...
+    def append(self, rows: Rows | Sequence[Rows], /) -> None: ...
+    def _append_views(self, views: list[ArrayView]) -> bool: ...
+    def _view_tensor(self, rows: torch.Tensor) -> ArrayView: ...
+    def _learn(self, rows: Rows) -> None: ...
+    def _describe(self) -> GrowingHeader | None: ...
+    def _update_header(self) -> None: ...
+    def _close(self) -> None: ...
+
+def can_cast(source: torch.dtype, target: torch.dtype, casting: Casting) -> bool: ...
+def is_appendable(path: bytes) -> bool: ...
+def needs_recovery(path: bytes) -> bool: ...
+def ensure_appendable(path: bytes, inplace: bool) -> None: ...
+def recover(path: bytes, zerofill_incomplete: bool) -> None: ...
 
 class TextReader:
     def __init__(

@@ -2,69 +2,30 @@
 
 from __future__ import annotations
 
-import codecs
-import functools
-import io
-import itertools
-import locale
-import mmap as _mmap
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, TypeAlias, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client
 from torchnpy.errors import FormatError, UnsupportedError
-from torchnpy.sources import (
-    Array,
-    Url,
-    encode,
-    is_stream,
-    is_url,
-    native,
-    stream_name,
-)
+from torchnpy.sources import Array
+from torchnpy.text_source import Source, TextSource, TextTarget, open_target, to_utf8
+from torchnpy.text_table import DESCRS, ArrayLike, make_table, row_format
 
 if TYPE_CHECKING:
     import numpy.typing
 
-    ArrayLike: TypeAlias = Array | numpy.typing.ArrayLike
     DTypeLike: TypeAlias = torch.dtype | numpy.typing.DTypeLike
 else:
-    ArrayLike: TypeAlias = Any
     DTypeLike: TypeAlias = Any
 
-Content: TypeAlias = bytes | bytearray | memoryview | _mmap.mmap | torch.Tensor
-TextSource: TypeAlias = Url | TextIO | BinaryIO | Content | Iterable[str | bytes]
-TextTarget: TypeAlias = Url | TextIO | BinaryIO
 Converter: TypeAlias = Callable[[Any], Any]
 
-_PIECE_NBYTES = 1 << 20
-_PIECE_ROWS = 4096
-
-# What is read and written in the dtype of NumPy that has all its values.
-_DESCRS = {
-    torch.bool: "|b1",
-    torch.int8: "|i1",
-    torch.int16: "<i2",
-    torch.int32: "<i4",
-    torch.int64: "<i8",
-    torch.uint8: "|u1",
-    torch.uint16: "<u2",
-    torch.uint32: "<u4",
-    torch.uint64: "<u8",
-    torch.float16: "<f2",
-    torch.float32: "<f4",
-    torch.float64: "<f8",
-    torch.complex64: "<c8",
-    torch.complex128: "<c16",
-}
 _PYTHON_TYPES: dict[Any, torch.dtype] = {
     None: torch.float64,
     float: torch.float64,
@@ -131,7 +92,7 @@ def loadtxt(
     if ndmin not in (0, 1, 2):
         raise ValueError(f"ndmin: expected 0, 1 or 2 but found {ndmin!r}")
     gives_bytes = encoding == "bytes"
-    source = _Source(fname, None if gives_bytes else encoding, quotechar, client)
+    source = Source(fname, None if gives_bytes else encoding, quotechar, client)
     skip_lines = _count("skiprows", skiprows)
     if max_rows is not None:
         max_rows = _count("max_rows", max_rows)
@@ -156,143 +117,6 @@ def loadtxt(
     return _shaped(reader.take(), cast_to, unpack, ndmin)
 
 
-class _Source:
-    """Text, wherever it comes from, as pieces of UTF-8."""
-
-    def __init__(
-        self, source: TextSource, encoding: str | None, quote: str | None, client: Client | None
-    ) -> None:
-        self._source: Any = source
-        self._client = client
-        self._is_named = is_url(source)
-        self._is_content = isinstance(
-            source, (bytes, bytearray, memoryview, _mmap.mmap, torch.Tensor)
-        )
-        self._may_hold_lines = quote is not None
-        self.name = "<lines>"
-        self._suffix = ""
-        default = "latin-1"
-        if is_url(source):
-            self.name, default = _C.display_name(encode(source)), locale.getencoding()
-            self._suffix = _suffix_of_compressed(self.name)
-        elif self._is_content:
-            self.name, default = "<bytes>", locale.getencoding()
-        elif is_stream(source):
-            self.name = stream_name(source)
-        self._encoding = codecs.lookup(encoding or default).name
-        # UTF-8 is fed as it is; what is wrong in it is no number either.
-        self._is_plain = self._encoding in ("utf-8", "utf-8-sig", "ascii")
-        self.is_gzip = self._suffix == ".gz" and self._is_plain
-
-    def feed(self, reader: _C.TextReader, skiprows: int, max_rows: int | None) -> None:
-        if self._is_plain and (self.is_gzip or not self._suffix):
-            if self._is_named:
-                reader.feed(_C.read_object(native(self._client), encode(self._source)))
-                return
-            if self._is_content:
-                reader.feed(self._source)
-                return
-        for piece in self._pieces(reader, skiprows, max_rows):
-            if reader.is_done:
-                return
-            reader.feed(piece)
-            if reader.is_done:
-                return
-
-    def _pieces(
-        self, reader: _C.TextReader, skiprows: int, max_rows: int | None
-    ) -> Iterator[bytes]:
-        if self._is_named:
-            data = _C.fetch(native(self._client), encode(self._source))
-            return self._decoded(_decompressed(self._suffix, data, self.name))
-        if self._is_content:
-            return self._decoded(_slices(self._source))
-        if is_stream(self._source) and max_rows is None:
-            return self._decoded(iter(functools.partial(self._source.read, _PIECE_NBYTES), None))
-        try:
-            lines = iter(self._source)
-        except TypeError:
-            raise TypeError(
-                "fname: expected a URL, a path, an open file, bytes or lines of text but found "
-                f"{type(self._source).__name__}"
-            ) from None
-        if max_rows is None:
-            return self._line_pieces(lines, lambda: _PIECE_ROWS)
-        return self._line_pieces(lines, lambda: max(skiprows + max_rows - reader.rows, 1))
-
-    def _decoded(self, pieces: Iterator[Any]) -> Iterator[bytes]:
-        decoder = codecs.getincrementaldecoder(self._encoding)()
-        for piece in pieces:
-            if not piece:
-                break
-            if isinstance(piece, str):
-                yield _to_utf8(piece)
-            elif self._is_plain:
-                yield piece
-            else:
-                yield decoder.decode(piece).encode()
-        yield decoder.decode(b"", True).encode()
-
-    def _line_pieces(self, lines: Iterator[Any], count: Callable[[], int]) -> Iterator[bytes]:
-        is_file = is_stream(self._source)
-        while piece := [
-            self._as_line(line, is_file)
-            for line in itertools.islice(lines, min(count(), _PIECE_ROWS))
-        ]:
-            yield _to_utf8("".join(piece))
-
-    def _as_line(self, line: Any, is_file: bool) -> str:
-        if isinstance(line, bytes):
-            line = line.decode(self._encoding)
-        if not isinstance(line, str):
-            raise TypeError(
-                f"fname: expected lines of text, str or bytes, but found {type(line).__name__}"
-            )
-        if is_file:
-            return line
-        text = line.removesuffix("\n").removesuffix("\r")
-        if not self._may_hold_lines and ("\n" in text or "\r" in text):
-            raise FormatError(
-                f'{self.name}: expected one line but found a line end in "{text[:40]!a}"'
-            )
-        return text + "\n"
-
-
-def _to_utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _suffix_of_compressed(name: str) -> str:
-    return next((end for end in (".gz", ".bz2", ".xz", ".lzma") if name.endswith(end)), "")
-
-
-def _slices(data: Any) -> Iterator[bytes]:
-    view = memoryview(data.numpy() if isinstance(data, torch.Tensor) else data).cast("B")
-    for begin in range(0, len(view), _PIECE_NBYTES):
-        yield bytes(view[begin : begin + _PIECE_NBYTES])
-
-
-def _decompressed(suffix: str, data: bytes, name: str) -> Iterator[bytes]:
-    import bz2
-    import gzip
-    import lzma
-    import zlib
-
-    openers: dict[str, Callable[[BinaryIO], Any]] = {
-        "": lambda file: file,
-        ".gz": gzip.open,
-        ".bz2": bz2.open,
-        ".xz": lzma.open,
-        ".lzma": lzma.open,
-    }
-    try:
-        file = openers[suffix](io.BytesIO(data))
-        while piece := file.read(_PIECE_NBYTES):
-            yield piece
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise FormatError(f"{name}: expected {suffix} data but found it broken: {error}") from error
-
-
 def _parse_dtype(dtype: Any) -> tuple[str, torch.dtype | None]:
     """The descr to read, and the dtype that what was read is cast to."""
     if dtype is None or (isinstance(dtype, type) and dtype in _PYTHON_TYPES):
@@ -302,8 +126,8 @@ def _parse_dtype(dtype: Any) -> tuple[str, torch.dtype | None]:
         if str(named) == f"torch.{dtype}":  # torch.float is not NumPy's
             dtype = named
     if isinstance(dtype, torch.dtype):
-        if dtype in _DESCRS:
-            return repr(_DESCRS[dtype]), None
+        if dtype in DESCRS:
+            return repr(DESCRS[dtype]), None
         if dtype.is_complex:
             return repr("<c16"), dtype
         if dtype.is_floating_point:
@@ -377,8 +201,9 @@ def _convert(
             value = find(column)(word.encode("latin-1") if gives_bytes else word)
             spelled = _spell(value, kind)
         except Exception as error:
+            shown = word[:100].encode("unicode_escape").decode()
             raise FormatError(
-                f'{name}: expected text that the converter takes but found "{word}" at line '
+                f'{name}: expected text that the converter takes but found "{shown}" at line '
                 f"{line}, column {field}: {error}"
             ) from error
         reader.store(index, spelled)
@@ -399,7 +224,7 @@ def _spell(value: Any, kind: str) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return _to_utf8(value)
+        return to_utf8(value)
     spelled: object
     if kind == "f":
         spelled = float(value)
@@ -466,229 +291,16 @@ def savetxt(
         ValueError: ``fmt`` is wrong, or X has other dimensions.
         UnsupportedError: Sparse and quantized tensors.
     """
-    table = _table(X)
-    row_format = _row_format(fmt, delimiter, table.count, table.is_complex)
-    with _open_target(fname, encoding, client) as write:
+    table = make_table(X)
+    format = row_format(fmt, delimiter, table.count, table.is_complex)
+    with open_target(fname, encoding, client) as write:
         if header:
-            write(_to_utf8(_commented(header, comments) + newline))
-        for piece in table.text(row_format + newline.replace("%", "%%")):
+            write(to_utf8(_commented(header, comments) + newline))
+        for piece in table.text(format + newline.replace("%", "%%")):
             write(piece)
         if footer:
-            write(_to_utf8(_commented(footer, comments) + newline))
+            write(to_utf8(_commented(footer, comments) + newline))
 
 
 def _commented(text: str, comments: str) -> str:
     return comments + text.replace("\n", "\n" + comments)
-
-
-def _row_format(fmt: Any, delimiter: str, count: int, is_complex: bool) -> str:
-    if isinstance(fmt, (list, tuple)):
-        if len(fmt) != count:
-            raise ValueError(f"fmt: expected {count} formats, one a column, but found {fmt}")
-        return delimiter.join(fmt)
-    if not isinstance(fmt, str):
-        raise ValueError(f"fmt: expected a format or a list of them but found {fmt!r}")
-    found = fmt.count("%")
-    if found == 1:
-        return delimiter.join([f" ({fmt}+{fmt}j)" if is_complex else fmt] * count)
-    expected = 2 * count if is_complex else count
-    if found != expected:
-        raise ValueError(f"fmt: expected 1 or {expected} % formats but found {found}: {fmt}")
-    return fmt
-
-
-@dataclass
-class _Table:
-    """Rows of numbers, as columns of tensors, of complex numbers two, or as NumPy has them."""
-
-    rows: int
-    count: int
-    is_complex: bool = False
-    columns: list[torch.Tensor] | None = None
-    array: Any = None  # NumPy's, whose scalars know how they look
-
-    def text(self, row_format: str) -> Iterator[bytes]:
-        if self.columns is not None:
-            writer = _C.make_text_writer(row_format, self.rows, self.columns, self.is_complex)
-            if writer is not None:
-                return iter(writer.next, b"")
-        return self._formatted(row_format)
-
-    def _formatted(self, row_format: str) -> Iterator[bytes]:
-        """What _C does not print: by Python's own operator."""
-        rows = iter(self._values())
-        while piece := list(itertools.islice(rows, _PIECE_ROWS)):
-            try:
-                lines = [row_format % row for row in piece]
-            except TypeError as error:
-                raise TypeError(
-                    f"fmt: expected formats that fit the columns but found {row_format!r}: {error}"
-                ) from error
-            if self.is_complex:
-                lines = [line.replace("+-", "-") for line in lines]
-            yield _to_utf8("".join(lines))
-
-    def _values(self) -> Iterator[tuple[Any, ...]]:
-        if self.array is not None:
-            for row in self.array:
-                parts = ((number.real, number.imag) for number in row) if self.is_complex else ()
-                yield tuple(itertools.chain.from_iterable(parts)) if self.is_complex else tuple(row)
-            return
-        for begin in range(0, self.rows, _PIECE_ROWS):
-            piece = slice(begin, begin + _PIECE_ROWS)
-            columns = [column[piece].tolist() for column in self.columns or []]
-            yield from (
-                zip(*columns, strict=True) if columns else [()] * len(range(self.rows)[piece])
-            )
-
-
-def _table(X: Any) -> _Table:
-    if isinstance(X, dict):
-        return _table_of_fields([_plain(field) for field in X.values()])
-    if isinstance(X, (list, tuple)) and any(isinstance(row, torch.Tensor) for row in X):
-        X = torch.stack([torch.as_tensor(row) for row in X])
-    if isinstance(X, torch.Tensor):
-        return _table_of_tensor(_plain(X))
-    import numpy  # the program's, if it has numpy arrays; else it is what lists need
-
-    array = numpy.asarray(X)
-    _check_dimensions(array.ndim)
-    if array.dtype.names is not None:
-        fields = [_from_numpy(array[name]) for name in array.dtype.names]
-        if None in fields or array.ndim != 1:
-            return _Table(len(array), len(fields), array=array)
-        table = _table_of_fields(cast("list[torch.Tensor]", fields))
-    else:
-        array = array if array.ndim == 2 else array.reshape(-1, 1)
-        tensor = _from_numpy(array)
-        if tensor is None:
-            rows, count = array.shape
-            return _Table(rows, count, numpy.iscomplexobj(array), array=array)
-        table = _table_of_tensor(tensor)
-    table.array = array
-    return table
-
-
-def _table_of_tensor(tensor: torch.Tensor) -> _Table:
-    _check_dimensions(tensor.dim())
-    if tensor.dim() == 1:
-        tensor = tensor.unsqueeze(1)
-    rows, count = tensor.shape
-    if tensor.is_complex():
-        parts = torch.view_as_real(tensor).reshape(rows, 2 * count)
-        return _Table(rows, count, True, list(parts.unbind(1)))
-    return _Table(rows, count, False, list(tensor.unbind(1)))
-
-
-def _table_of_fields(fields: list[torch.Tensor]) -> _Table:
-    for field in fields:
-        if field.shape != fields[0].shape or field.dim() != 1:
-            raise ValueError(
-                "X: expected fields of one dimension and the same length but found "
-                f"{[tuple(field.shape) for field in fields]}"
-            )
-    return _Table(len(fields[0]) if fields else 0, len(fields), False, fields)
-
-
-def _check_dimensions(found: int) -> None:
-    if found not in (1, 2):
-        raise ValueError(f"X: expected an array of 1 or 2 dimensions but found {found}")
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, of a dtype that NumPy has, in memory as it reads."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise UnsupportedError(
-            "X: expected a dense tensor but found a sparse or quantized one; call .to_dense() or "
-            ".dequantize()"
-        )
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype in _DESCRS:
-        return tensor
-    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
-
-
-def _from_numpy(array: Any) -> torch.Tensor | None:
-    """A tensor over its memory; None where torch has no such dtype."""
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.writeable or any(step < 0 for step in array.strides):
-        array = array.copy()
-    try:
-        return torch.from_numpy(array)
-    except (TypeError, ValueError):
-        return None
-
-
-@contextmanager
-def _open_target(
-    fname: Any, encoding: str | None, client: Client | None
-) -> Iterator[Callable[[bytes], None]]:
-    """What takes UTF-8."""
-    if not is_url(fname):
-        if not hasattr(fname, "write"):
-            raise ValueError(
-                f"fname: expected a URL, a path or an open file but found {type(fname).__name__}"
-            )
-        yield _StreamWriter(fname, encoding or "latin-1").write
-        return
-    name = encode(fname)
-    recode = _recoder(encoding or locale.getencoding())
-    compress, finish = _compressor(_suffix_of_compressed(_C.display_name(name)))
-    target = _C.create(native(client), name, None, False, False)
-    try:
-        yield lambda text: target.write(compress(recode(text)))
-        target.write(finish())
-        target.finish()
-    except BaseException:
-        target.abandon()
-        raise
-
-
-def _recoder(encoding: str) -> Callable[[bytes], bytes]:
-    """From UTF-8; the calls are for pieces of one text."""
-    if codecs.lookup(encoding).name == "utf-8":
-        return lambda text: text
-    encoder = codecs.getincrementalencoder(encoding)()
-    return lambda text: encoder.encode(text.decode())
-
-
-def _compressor(suffix: str) -> tuple[Callable[[bytes], bytes], Callable[[], bytes]]:
-    """Compresses pieces; gives the end."""
-    if suffix == ".gz":
-        gzip = _C.GzipWriter()
-        return gzip.write, gzip.finish
-    if suffix == ".bz2":
-        import bz2
-
-        bzip = bz2.BZ2Compressor()
-        return bzip.compress, bzip.flush
-    if suffix in (".xz", ".lzma"):
-        import lzma
-
-        xz = lzma.LZMACompressor()
-        return xz.compress, xz.flush
-    return lambda data: data, lambda: b""
-
-
-class _StreamWriter:
-    """Writes to an open file: text, or bytes where it takes none."""
-
-    def __init__(self, stream: Any, encoding: str) -> None:
-        self._stream = stream
-        self._recode = _recoder(encoding)
-        self._takes_text: bool | None = None  # not known yet
-
-    def write(self, text: bytes) -> None:
-        if self._takes_text is not False:
-            try:
-                self._stream.write(text.decode())
-                self._takes_text = True
-                return
-            except TypeError:
-                if self._takes_text:
-                    raise
-                self._takes_text = False
-        data = memoryview(self._recode(text))
-        while data:  # a raw file may take less
-            data = data[self._stream.write(data) or len(data) :]

@@ -146,6 +146,10 @@ void print_float(char conversion, int precision, double magnitude, Digits& digit
 // `zeros`: fills with zeros behind the sign, where Python does.
 void append_padded(const TextSpecifier& specifier, std::string_view sign, std::string_view body,
                    bool zeros, std::string& text) {
+  if (specifier.width == 0) {
+    text.append(sign).append(body);
+    return;
+  }
   const size_t nbytes = sign.size() + body.size();
   const size_t missing = specifier.width > nbytes ? specifier.width - nbytes : 0;
   if (!specifier.left && !zeros) text.append(missing, ' ');

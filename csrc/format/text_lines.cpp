@@ -14,8 +14,10 @@ namespace {
 
 bool is_line_end(char c) { return c == '\n' || c == '\r'; }
 
+// `word` is not empty; mostly it is one byte.
 bool begins_at(std::string_view text, size_t at, std::string_view word) {
-  return text.substr(at, word.size()) == word;
+  return at < text.size() && text[at] == word[0] &&
+         (word.size() == 1 || text.substr(at, word.size()) == word);
 }
 
 // Blanks beyond ASCII begin with one of these.
@@ -113,14 +115,9 @@ size_t LineSplitter::blank_nbytes(std::string_view text, size_t at) const {
   return is_space(found.value) ? found.nbytes : 0;
 }
 
-bool LineSplitter::begins_comment(std::string_view text, size_t at) const {
-  return (marks_at(text, at) & kComment) != 0 &&
-         std::any_of(comments_.begin(), comments_.end(),
+bool LineSplitter::is_comment(std::string_view text, size_t at) const {
+  return std::any_of(comments_.begin(), comments_.end(),
                      [&](const std::string& comment) { return begins_at(text, at, comment); });
-}
-
-bool LineSplitter::ends_fields(std::string_view text, size_t at) const {
-  return (marks_at(text, at) & kLineEnd) != 0 || begins_comment(text, at);
 }
 
 size_t LineSplitter::skip_blanks(std::string_view text, size_t at) const {

@@ -39,9 +39,14 @@ class LineSplitter {
   }
   // Bytes of the blank at `at`; 0 for none. Line ends are not.
   size_t blank_nbytes(std::string_view text, size_t at) const;
-  bool begins_comment(std::string_view text, size_t at) const;
+  bool is_comment(std::string_view text, size_t at) const;
+  bool begins_comment(std::string_view text, size_t at) const {
+    return (marks_at(text, at) & kComment) != 0 && is_comment(text, at);
+  }
   // A line end or a comment.
-  bool ends_fields(std::string_view text, size_t at) const;
+  bool ends_fields(std::string_view text, size_t at) const {
+    return (marks_at(text, at) & kLineEnd) != 0 || begins_comment(text, at);
+  }
   size_t skip_blanks(std::string_view text, size_t at) const;
   size_t find_field_end(std::string_view text, size_t at) const;
   size_t read_quoted(std::string_view text, size_t at, std::vector<std::string_view>& fields);

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/wait.h"
+#include "python/append.h"
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
@@ -324,6 +325,7 @@ PYBIND11_MODULE(_C, m) {
   bind_npz(m);
   bind_batches(m);
   bind_rows(m);
+  bind_append(m);
   bind_texts(m);
   bind_destinations(m);
   bind_save(m);

@@ -206,6 +206,8 @@ class PrintJob final : public OrderedJobs::Job {
       const size_t begin = text_.size();
       table_.format.append_row(row, text_);
       if (table_.joins_signs) join_signs(begin);
+      // Rows are about as long as the first.
+      if (row == first_) text_.reserve((text_.size() + text_.size() / 16) * (last_ - first_));
     }
   }
 
