@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-BENCHMARKS = ("decode", "npz", "remote", "memory", "cache", "dataloader", "import_time")
+BENCHMARKS = (
+    *("decode", "npz", "remote", "memory", "cache", "dataloader"),
+    *("append", "text", "import_time"),
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     "loader_urls": [Ceiling("1 s", 1000)],
     "loader_start_fork": [Goal("0.9x itself with ten URLs", "torchnpy, ten URLs", 0.9)],
     "loader_start_spawn": [Goal("0.9x itself with ten URLs", "torchnpy, ten URLs", 0.9)],
+    "savetxt": [Goal("5x numpy", "numpy", 5)],
+    "loadtxt": [Goal("4x numpy", "numpy", 4)],
+    "append_row": [Goal("10x npy-append-array", "npy-append-array", 10)],
+    "append_batch": [Goal("0.9x the limit", "limit", 0.9)],
     "memory": [Ceiling("32 MiB", 32)],
     "import": [Ceiling("30 ms", 30)],
 }

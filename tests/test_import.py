@@ -26,7 +26,7 @@ def test_importing_is_light_and_starts_no_thread() -> None:
                           b"{'descr':'<f4','fortran_order':False,'shape':(0,)}   \\n")
         print(count() == before)
         heavy = ("torch._dynamo", "torch._inductor", "numpy", "boto", "requests", "torchdata",
-                 "asyncio", "urllib3", "http", "ray", "pyarrow", "pandas")
+                 "asyncio", "urllib3", "http", "ray", "pyarrow", "pandas", "click", "rich")
         print([name for name in set(sys.modules) - modules if name.startswith(heavy)])
         """
     )

@@ -30,7 +30,7 @@ LIBRARIES = {
     "json": (r"nlohmann/", r"transport/credentials_parse\.cpp"),
     "codec": (
         r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l|boost/crc",
-        r"format/deflate\.cpp|base/checksum\.cpp",
+        r"format/(deflate(_write)?|gzip)\.cpp|base/checksum\.cpp",
     ),
     "torch": (r"(ATen|torch|c10)/", r"(torch|python)/.*"),
     "pybind11": (r"pybind11/|Python\.h|torch/csrc/utils/pybind\.h", r"python/.*"),
@@ -38,12 +38,15 @@ LIBRARIES = {
 
 SYSTEM_HEADER = re.compile(
     r"[a-z_]+|(sys|netinet|arpa|linux)/\w+\.h"
-    r"|(dirent|dlfcn|errno|fcntl|limits|netdb|poll|pthread|pwd|sched|signal|spawn|stdio|stdlib|string"
+    r"|(dirent|dlfcn|errno|fcntl|limits|locale|netdb|poll|pthread|pwd|sched|signal|spawn|stdio|stdlib|string"
     r"|strings|time|unistd)\.h"
 )
 
 # Modules that `import torchnpy` must not load: an optional package, and one that takes seconds.
 LAZY_MODULES = ("numpy", "torch._dynamo")
+
+# Of the command line, which nothing else imports.
+CLI_MODULES = ("click", "rich", "torchnpy.cli")
 
 
 def includes(file: Path) -> Iterator[tuple[int, str, bool]]:
@@ -133,6 +136,14 @@ def typing_only(tree: ast.Module) -> set[ast.AST]:
     }
 
 
+def is_in(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def is_cli(file: Path) -> bool:
+    return "cli" in file.parts or file.name == "__main__.py"
+
+
 def python_violations(root: Path) -> Iterator[str]:
     for file in sorted((root / "torchnpy").rglob("*.py")):
         name = file.relative_to(root)
@@ -140,8 +151,10 @@ def python_violations(root: Path) -> Iterator[str]:
         tree = ast.parse(file.read_text())
         for node in executed_on_import(tree.body):
             for module in imported(node, package):
-                if any(module == lazy or module.startswith(lazy + ".") for lazy in LAZY_MODULES):
+                if is_in(module, LAZY_MODULES):
                     yield f"{name}:{node.lineno}: imports {module} when it is imported itself"
+                if is_in(module, CLI_MODULES) and not is_cli(name):
+                    yield f"{name}:{node.lineno}: imports {module}: only the command line does"
         if name.as_posix() == "torchnpy/_ops.py":
             continue
         skipped = typing_only(tree)
@@ -190,6 +203,9 @@ def test_every_file_includes_and_imports_only_what_its_layer_may() -> None:
         ("torchnpy/data/x.py", "from .. import _C", "only _ops.py loads libraries"),
         ("torchnpy/x.py", "def f(): from torchnpy import _C", "only _ops.py loads libraries"),
         ("torchnpy/x.py", "import ctypes", "only _ops.py loads libraries"),
+        ("torchnpy/x.py", "import click", "only the command line does"),
+        ("torchnpy/x.py", "from rich.table import Table", "only the command line does"),
+        ("torchnpy/x.py", "from torchnpy.cli import main", "only the command line does"),
     ],
 )
 def test_violation_is_found(tmp_path: Path, name: str, line: str, violation: str) -> None:
@@ -211,6 +227,7 @@ def test_violation_is_found(tmp_path: Path, name: str, line: str, violation: str
         ("csrc/python/module.cpp", "#include <torch/csrc/utils/pybind.h>\n#include <ATen/ATen.h>"),
         ("torchnpy/x.py", "def f():\n    import numpy\n    import torch._dynamo"),
         ("torchnpy/x.py", "if TYPE_CHECKING:\n    import numpy\n    from torchnpy import _C"),
+        ("torchnpy/cli/x.py", "import click\nfrom rich.table import Table"),
         ("torchnpy/_ops.py", "from torchnpy import _C\ntorch.ops.load_library('x')"),
     ],
 )

@@ -60,7 +60,7 @@ def _call_on_thread(
             found, error = None, raised
         done(found, error)
 
-    threading.Thread(target=run, name="torchnpy-credentials", daemon=True).start()
+    threading.Thread(target=run, name="torchnpy-call", daemon=True).start()
 
 
 class Client:
@@ -227,7 +227,8 @@ class Client:
             =========================  =======================================================
             ``reads``                  that have ended, well or not
             ``requests``               sent
-            ``retries``                attempts after a read's first; by reason:
+            ``retries``                attempts after the first of a read or of what is sent; by
+                                       reason:
             ``retries_status``         500, 503, SlowDown...
             ``retries_connection``     not resolved, refused, lost, cut short
             ``retries_timeout``        no connection or no byte in time
@@ -236,8 +237,9 @@ class Client:
                                        reads begin
             ``retries_learnt``         S3 told the region or the time, or credentials are new
             ``redirects``              followed
-            ``errors``                 reads that failed
+            ``errors``                 reads that failed, and what was sent in vain
             ``bytes_received``         bytes of bodies
+            ``bytes_sent``             the same
             ``connections_opened``     connections
             ``connections_reused``     answers over a connection that was there
             ``hedges``                 second requests for the slow tail

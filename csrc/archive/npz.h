@@ -72,6 +72,7 @@ struct NpzEntry {
 struct NpzLoadOptions {
   std::optional<std::vector<std::string>> keys;  // empty optional: all; no keys: only open
   bool header_only = false;                      // data stays empty
+  bool as_bytes = false;                         // no member is an array
   bool verify = true;                            // check the CRC-32 of what was not checked before
   bool allow_void = false;  // the caller will say what the bits of void dtypes are
   ZipLimits limits;

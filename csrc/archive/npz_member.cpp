@@ -164,6 +164,7 @@ NpzEntry MemberRead::decode() {
     }
     if (entry.is_view) archive_.set_verified(member_);
   }
+  if (options_.as_bytes) return entry;
   if (!begins_as_npy(entry.data.bytes) && !zip_.name.ends_with(".npy")) return entry;
   NpyHeader header = parse_npy_header(entry.data.bytes);
   const bool is_void = header.dtype.type == ScalarType::kVoid;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.h"
@@ -90,6 +91,14 @@ std::optional<uint64_t> find_npy_data_offset(ByteView prefix);
 // Parses the header at the front of `bytes`, which may go on beyond it. Throws FormatError.
 // Does not look at the data and accepts dtypes that cannot be loaded.
 NpyHeader parse_npy_header(ByteView bytes);
+
+// What numpy.lib.format.write_array puts before the data, byte for byte: its length is a multiple
+// of 64, and it has room for the axis that grows (the first, in Fortran order the last) to become
+// longer. `descr` is UTF-8, as Python prints it: "'<f4'", quotes included, or the list of fields.
+// Version 1.0; 2.0 when that is too short, 3.0 when `descr` is not latin-1. Throws ArgumentError
+// for a header of 4 GiB.
+std::string format_npy_header(std::string_view descr, bool fortran_order,
+                              const std::vector<uint64_t>& shape);
 
 // Throws FormatError unless `available` bytes of data hold the array. Call check_npy_loadable
 // first: the data of objects is a pickle of any size.

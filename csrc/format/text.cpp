@@ -81,6 +81,23 @@ std::string latin1_to_utf8(std::string_view text) {
   return utf8;
 }
 
+std::optional<std::string> utf8_to_latin1(std::string_view text) {
+  std::string latin1;
+  latin1.reserve(text.size());
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto lead = static_cast<uint8_t>(text[i]);
+    if (lead < 0x80) {
+      latin1 += text[i];
+    } else if (lead == 0xC2 || lead == 0xC3) {
+      const auto tail = static_cast<uint8_t>(text[++i]);
+      latin1 += static_cast<char>((lead & 3) << 6 | (tail & 0x3F));
+    } else {
+      return std::nullopt;
+    }
+  }
+  return latin1;
+}
+
 void throw_format_error(std::string_view expected, std::string_view found, uint64_t offset,
                         std::string_view advice) {
   throw FormatError(

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,8 @@ size_t find_invalid_utf8(std::string_view text);
 void append_utf8(std::string& text, uint32_t code_point);
 
 std::string latin1_to_utf8(std::string_view text);
+// Empty where a character of `text`, which is UTF-8, is not latin-1.
+std::optional<std::string> utf8_to_latin1(std::string_view text);
 
 inline constexpr std::string_view kSaveAgain =
     "the header is not as NumPy writes it; save the array again";

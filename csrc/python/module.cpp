@@ -2,18 +2,22 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
-
 #include "base/error.h"
 #include "base/log.h"
 #include "base/wait.h"
+#include "python/append.h"
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
+#include "python/destination.h"
 #include "python/errors.h"
 #include "python/gil.h"
 #include "python/npz.h"
+#include "python/objects.h"
 #include "python/rows.h"
+#include "python/save.h"
+#include "python/target.h"
+#include "python/text_tables.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -106,11 +110,6 @@ py::list load_objects(Client& client, const std::vector<std::string>& urls,
   }
   return result;
 }
-
-// Ends loads that another thread waits for.
-struct StopFlag {
-  std::atomic<bool> wanted{false};
-};
 
 // Rows [start, stop), or the whole array.
 using PythonSlice = std::optional<std::pair<int64_t, int64_t>>;
@@ -310,9 +309,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("load", &load_object);
   m.def("load_rows", &load_object_rows);
   m.def("load_many", &load_objects);
-  py::class_<StopFlag>(m, "StopFlag").def(py::init<>()).def("set", [](StopFlag& flag) {
-    flag.wanted = true;
-  });
   m.def("load_slices", &load_object_slices);
   m.def("headers", &read_object_headers);
   m.def("header", [](Client& client, const std::string& url) {
@@ -323,10 +319,16 @@ PYBIND11_MODULE(_C, m) {
     return py::bytes(static_cast<const char*>(data.const_data_ptr()), data.nbytes());
   });
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
+  bind_objects(m);
   bind_npz(m);
   bind_batches(m);
   bind_rows(m);
+  bind_append(m);
   bind_texts(m);
+  bind_destinations(m);
+  bind_save(m);
+  bind_text_tables(m);
+  bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);
   });

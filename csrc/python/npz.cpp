@@ -63,11 +63,37 @@ py::object read_archive_member(const ArchiveHandle& handle, const std::string& k
       [&] { return std::move(read_npz(handle.archive, keys, handle.options).front().array); }));
 }
 
+// A member's bytes, for who takes buffers.
+struct MemberBytes {
+  at::Tensor bytes;
+};
+
+// All of one member, whatever it is.
+MemberBytes read_archive_bytes(const ArchiveHandle& handle, const std::string& key) {
+  NpzOptions options = handle.options;
+  options.as_bytes = true;
+  const NpzKeys keys = std::vector<std::string>{key};
+  return {without_gil(
+      [&] { return single_tensor(read_npz(handle.archive, keys, options).front().array); })};
+}
+
 py::list read_archive_headers(const ArchiveHandle& handle, const NpzKeys& keys) {
   py::list result;
   for (const NpyHeader& header :
        without_gil([&] { return read_npz_headers(handle.archive, keys, handle.options); })) {
     result.append(wrap_header(header));
+  }
+  return result;
+}
+
+// What the directory says: key, name, method, CRC-32, compressed_nbytes, nbytes.
+py::list list_archive(const ArchiveHandle& handle) {
+  py::list result;
+  const NpzArchive& archive = *handle.archive;
+  for (size_t i = 0; i < archive.members().size(); ++i) {
+    const ZipMember& member = archive.members()[i];
+    result.append(py::make_tuple(wrap_text(archive.key(i)), wrap_text(member.name), member.method,
+                                 member.crc32, member.compressed_nbytes, member.nbytes));
   }
   return result;
 }
@@ -95,6 +121,8 @@ void bind_npz(py::module_& m) {
       .def_property_readonly(
           "name",
           [](const ArchiveHandle& handle) { return wrap_text(handle.archive->source().name()); })
+      .def_property_readonly(
+          "nbytes", [](const ArchiveHandle& handle) { return handle.archive->source().nbytes(); })
       .def("keys",
            [](const ArchiveHandle& handle) {
              py::list keys;
@@ -109,6 +137,13 @@ void bind_npz(py::module_& m) {
   m.def("open_npz_bytes", &open_archive_bytes);
   m.def("read_npz", &read_archive);
   m.def("read_npz_member", &read_archive_member);
+  py::class_<MemberBytes>(m, "MemberBytes", py::buffer_protocol())
+      .def_buffer([](const MemberBytes& member) {
+        return py::buffer_info(static_cast<const uint8_t*>(member.bytes.const_data_ptr()),
+                               static_cast<py::ssize_t>(member.bytes.nbytes()));
+      });
+  m.def("read_npz_bytes", &read_archive_bytes);
+  m.def("list_npz", &list_archive);
   m.def("read_npz_headers", &read_archive_headers);
   m.def("describe_npz", &describe_archive);
 }

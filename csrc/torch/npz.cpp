@@ -51,6 +51,7 @@ RunOptions run_options() {
 NpzLoadOptions make_load_options(const NpzKeys& keys, const NpzOptions& options) {
   NpzLoadOptions result;
   result.keys = keys;
+  result.as_bytes = options.as_bytes;
   result.verify = options.verify;
   result.allow_void = options.dtype.has_value();
   result.limits = options.limits;

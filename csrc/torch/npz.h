@@ -17,6 +17,7 @@ struct NpzOptions {
   std::optional<at::ScalarType> dtype;  // of members of a void dtype; others do not heed it
   bool copy = false;                    // views, too, become memory of their own
   bool single = false;                  // refuse structured members, which are several tensors
+  bool as_bytes = false;                // no member is an array: all are given as bytes
   ZipLimits limits;                     // to open with
 };
 

@@ -1,17 +1,30 @@
 #include "transport/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <iterator>
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "transport/engine_state.h"
 #include "transport/reactor.h"
 
 namespace torchnpy {
+
+namespace {
+
+// Under process_mutex(). Leaked: threads may outlive statics.
+std::vector<void (*)() noexcept>& shutdown_hooks() {
+  static auto* const hooks = new std::vector<void (*)() noexcept>;
+  return *hooks;
+}
+
+}  // namespace
 
 std::atomic<Engine*> Engine::current_{nullptr};
 
@@ -137,7 +150,9 @@ void Engine::cancel(const void* owner, const void* key, const Job* spared) {
 void Engine::stop() {
   std::vector<std::thread> threads;
   {
-    const std::lock_guard lock(mutex_);
+    constexpr std::chrono::seconds kFarewellTime(2);
+    std::unique_lock lock(mutex_);
+    farewells_ended_.wait_for(lock, kFarewellTime, [this] { return farewell_count_ == 0; });
     if (std::exchange(stopping_, true)) return;
     for (const auto& reactor : reactors_) {
       reactor->wake(true);
@@ -187,6 +202,7 @@ void Engine::retire(Job& job, std::optional<size_t> in_flight_on) {
 }
 
 void Engine::link(Job& job) {
+  if (job.is_farewell) ++farewell_count_;
   Job*& first = jobs_[{job.owner_, job.key_}];
   job.next_ = first;
   if (first != nullptr) first->previous_ = &job;
@@ -194,6 +210,7 @@ void Engine::link(Job& job) {
 }
 
 void Engine::unlink(Job& job) {
+  if (job.is_farewell && --farewell_count_ == 0) farewells_ended_.notify_all();
   if (job.next_ != nullptr) job.next_->previous_ = job.previous_;
   if (job.previous_ != nullptr) {
     job.previous_->next_ = job.next_;
@@ -236,8 +253,22 @@ void cancel_jobs(const void* owner, const void* key, const Job* spared) {
   if (Engine* engine = Engine::existing()) engine->cancel(owner, key, spared);
 }
 
+void add_shutdown_hook(void (*hook)() noexcept) {
+  const std::lock_guard lock(process_mutex());
+  auto& hooks = shutdown_hooks();
+  if (std::ranges::find(hooks, hook) == hooks.end()) hooks.push_back(hook);
+}
+
 void shutdown_engine() {
-  if (Engine* engine = Engine::existing()) engine->stop();
+  Engine* const engine = Engine::existing();
+  if (engine == nullptr) return;
+  std::vector<void (*)() noexcept> hooks;
+  {
+    const std::lock_guard lock(process_mutex());
+    hooks = shutdown_hooks();
+  }
+  for (const auto hook : hooks) hook();
+  engine->stop();
 }
 
 }  // namespace torchnpy

@@ -28,7 +28,7 @@ enum class Fault {
   kDns,
   kConnect,     // refused, unreachable
   kTimeout,     // while connecting
-  kStall,       // no byte for stall_timeout_s
+  kStall,       // no byte, of the request or of the answer, for stall_timeout_s
   kDeadline,    // Job::deadline passed
   kTls,         // certificate, protocol
   kReset,       // the connection broke
@@ -45,6 +45,8 @@ struct ExchangeEnd {
   std::exception_ptr thrown;  // by head() or body()
   bool stopped = false;       // head() or body() returned false
   uint64_t connections_opened = 0;
+  uint64_t sent_nbytes = 0;    // of the request's body
+  bool was_resent = false;     // over another connection, for the first had died without an answer
   uint64_t first_byte_us = 0;  // from the request to the first byte; 0 when none came
   uint64_t total_us = 0;       // from the request to the end
 };
@@ -97,6 +99,8 @@ class Job {
   size_t owner_limit = std::numeric_limits<size_t>::max();
   // It starts before all other jobs of its client.
   bool urgent = false;
+  // shutdown_engine() waits for it, though not for long. Not changed once submitted.
+  bool is_farewell = false;
   // Jobs with the same may be answered by one exchange; 0: by none but its own. Not changed once
   // submitted.
   uint64_t share_key = 0;
@@ -131,9 +135,13 @@ void submit_job(std::unique_ptr<Job> job);
 // thread.
 void cancel_jobs(const void* owner, const void* key, const Job* spared = nullptr);
 
+// `hook` is called when shutdown_engine() begins, to submit farewells. Once for each.
+void add_shutdown_hook(void (*hook)() noexcept);
+
 // Ends all jobs with InterruptedError and joins the I/O threads, for the end of the process.
-// Idempotent. Also registered with std::atexit; call it earlier where finish() needs more
-// than C++ (an interpreter). Does nothing for an engine that was inherited by fork().
+// Farewells have two seconds before. Idempotent. Also registered with std::atexit; call it earlier
+// where finish() needs more than C++ (an interpreter). Does nothing for an engine that was
+// inherited by fork().
 void shutdown_engine();
 
 }  // namespace torchnpy

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -85,6 +86,8 @@ class Engine {
   // all of it.
   std::vector<std::unique_ptr<Job>> cancelled_;
   std::vector<std::unique_ptr<Reactor>> reactors_;
+  size_t farewell_count_ = 0;
+  std::condition_variable farewells_ended_;
   bool stopping_ = false;
 };
 

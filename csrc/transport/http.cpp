@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "base/wait.h"
 #include "transport/engine.h"
 #include "transport/hedged_read.h"
@@ -33,6 +34,13 @@ bool Version::matches(const VersionSeen& seen) const {
   if (nbytes && seen.nbytes && *nbytes != *seen.nbytes) return false;
   if (!etag.empty() && !seen.etag.empty()) return etag == seen.etag;
   return modified.empty() || seen.modified.empty() || modified == seen.modified;
+}
+
+void add_own_headers(Headers& headers, const Headers& own) {
+  for (const auto& [name, value] : own) {
+    std::erase_if(headers, [key = lower(name)](const auto& header) { return header.first == key; });
+    headers.emplace_back(name, value);
+  }
 }
 
 // "nbytes\netag\nmodified": no header has a line break.

@@ -1,5 +1,5 @@
-// Reads of one HTTP object: range requests, redirects, retries that resume, validators.
-// The policy is in docs/transport.md; requests run on the engine.
+// HTTP objects: how they are asked for, and their reads, which are range requests, redirects,
+// retries that resume, validators. The policy is in docs/transport.md; requests run on the engine.
 #pragma once
 
 #include <functional>
@@ -11,6 +11,7 @@
 
 #include "base/checksum.h"
 #include "transport/client.h"
+#include "transport/http_body.h"
 #include "transport/source.h"
 #include "transport/url.h"
 
@@ -18,19 +19,30 @@ namespace torchnpy {
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
+// What an object is asked, or told.
+struct HttpCommand {
+  Headers headers{};  // beside the object's own
+  std::string method{"GET"};
+  std::string body{};                 // sent with any method but GET and HEAD
+  const HttpBody* content = nullptr;  // sent in its place
+  std::string query{};                // of S3: percent-encoded, sorted by name
+  bool creates = false;               // the object: what its client's headers say of it goes along
+};
+
 struct HttpRequest {
   std::string url;  // as sent: percent-encoded, query included
   Headers headers;
   std::string method{"GET"};
-  std::string body{};  // sent with any method but GET
+  std::string body{};                 // sent with any method but GET and HEAD
+  const HttpBody* content = nullptr;  // sent in its place, and read until the exchange has ended
   // What the object made it with; comes back with an answer that is judged.
   std::shared_ptr<const void> made_with{};
 };
 
 struct HttpResponse {
   int status = 0;
-  Headers headers;   // of the final answer, names in lower case
-  std::string body;  // of an answer that is an error: at most its first 64 KiB
+  Headers headers;                          // of the final answer, names in lower case
+  std::string body;                         // where it is kept: at most its first 64 KiB
   std::shared_ptr<const void> made_with{};  // of the request
   // The first value of the header `name` (lower case); "" when there is none.
   std::string_view header(std::string_view name) const;
@@ -58,15 +70,17 @@ class HttpObject {
   // What tells the object from all others, whoever asks; "" when it is not to be cached. May hold
   // secrets: for hashing only.
   virtual std::string cache_key() const { return {}; }
-  // The request of one attempt. `headers` (Range, If-Match, Accept-Encoding) are to be sent
-  // with it. Called on an I/O thread for each attempt: never blocks. Throws Error.
-  virtual HttpRequest make_request(Headers headers) = 0;
+  // The request of one attempt. Called on an I/O thread for each attempt: never blocks. Throws
+  // Error.
+  virtual HttpRequest make_request(HttpCommand command) = 0;
   // The same at `url`, where a redirect led. Empty: that is not the object's own server, which
   // alone may see the user's headers and a signature.
-  virtual std::optional<HttpRequest> make_request_at(const Url&, const Headers&) {
+  virtual std::optional<HttpRequest> make_request_at(const Url&, const HttpCommand&) {
     return std::nullopt;
   }
-  // Judges an answer that is neither 2xx nor a redirect that is followed.
+  // Whether it can be sent in parts, as S3's can (s3_upload.h).
+  virtual bool takes_parts() const { return false; }
+  // Judges an answer that is neither good nor a redirect that is followed.
   virtual Verdict judge(const HttpResponse& response) = 0;
   // A request that is made now would be refused, but what it needs is on its way: retries wait.
   virtual bool must_wait() const noexcept { return false; }
@@ -75,6 +89,9 @@ class HttpObject {
   virtual bool asks_checksum() const { return false; }
   virtual std::optional<Checksum> find_checksum(const HttpResponse&) const { return std::nullopt; }
 };
+
+// Adds the user's own headers, which stand in place of ours of the same names (in lower case).
+void add_own_headers(Headers& headers, const Headers& own);
 
 // Counters of a client; bumped by I/O threads. See Client::metrics.
 struct TransportMetrics;

@@ -7,19 +7,14 @@
 #include <string>
 #include <string_view>
 
-#include "base/error.h"
-#include "transport/engine.h"
-#include "transport/http.h"
-#include "transport/http_head.h"
-#include "transport/http_source.h"
+#include "transport/http_attempts.h"
 #include "transport/source.h"
-#include "transport/url.h"
 
 namespace torchnpy {
 
 class HedgedRead;
 
-class HttpRead final : public Job {
+class HttpRead final : public HttpAttempts {
  public:
   // `sink` lives until its done(); `key` is what cancel_jobs() knows the read by, with the source.
   // `hedge`: told when the answer is late.
@@ -29,10 +24,7 @@ class HttpRead final : public Job {
   HttpRequest begin() override;
   bool follow(const Job& leader) override;
   void slow() override;
-  bool head(std::string_view line) override;
   bool body(ByteView bytes) override;
-  std::optional<double> ended(const ExchangeEnd& end) override;
-  std::optional<double> must_wait() noexcept override;
   void finish(std::exception_ptr error) noexcept override;
 
  private:
@@ -41,12 +33,10 @@ class HttpRead final : public Job {
 
   void rewind();
   Headers prepare();
-  HttpRequest make_request(Headers headers);
   std::string_view offered_tag() const;
   std::string format_range() const;
   void clamp_to(uint64_t nbytes);
   bool accept_version(std::optional<uint64_t> nbytes);
-  void accept_head();
   bool accept_part();
   bool accept_whole();
   bool accept_unchanged();
@@ -54,22 +44,15 @@ class HttpRead final : public Job {
   std::optional<uint64_t> content_length() const;
   bool deliver(ByteView bytes);
 
+  bool accept_head() override;
+  std::optional<double> conclude(const ExchangeEnd& end) override;
+  std::string describe_request() const override { return asked_range_; }
+  void saw_answer(const ExchangeEnd& end) override;
+
   std::optional<double> end_data(const ExchangeEnd& end);
-  std::optional<double> end_error();
+  std::optional<double> end_failure();
   std::optional<double> end_unsatisfiable();
-  double follow_redirect();
   double restart();
-  double retry_fault(const ExchangeEnd& end);
-  double retry(const std::string& reason, TransportError::Kind kind, double at_least_s,
-               TransportMetrics::Counter& counter);
-  void count_retry(TransportMetrics::Counter& counter, const std::string& reason);
-  void count_exchange(const ExchangeEnd& end);
-  std::string format_exchange(const ExchangeEnd& end) const;
-  std::optional<double> conclude(const ExchangeEnd& end);
-  [[noreturn]] void fail_deadline() const;
-  [[noreturn]] void fail(const std::string& reason,
-                         TransportError::Kind kind = TransportError::Kind::kOther) const;
-  double elapsed_s() const;
 
   const std::shared_ptr<HttpSource> source_;
   const Range range_;
@@ -84,42 +67,18 @@ class HttpRead final : public Job {
   bool filled_any_ = false;
   std::shared_ptr<const Version> version_;  // of the bytes that were filled
 
-  // The attempts so far.
   const Clock::time_point made_ = Clock::now();
-  Clock::time_point started_;
-  int attempts_ = 0;
-  int immediate_retries_ = 0;
-  int redirects_ = 0;
-  double backoff_s_;
   bool restarted_ = false;
-  bool without_range_ = false;        // the server knows no ranges
-  std::optional<Url> redirected_to_;  // within this attempt
-  bool is_elsewhere_ = false;         // a redirect led to a host that is not the object's
+  bool without_range_ = false;  // the server knows no ranges
 
   // The exchange that runs.
-  std::string url_;
-  std::shared_ptr<const void> made_with_;
-  bool on_wire_ = false;
-  bool follows_ = false;  // another read's
   bool ranged_ = false;
   bool conditional_ = false;
   std::string condition_;                   // the tag in If-Match
   std::shared_ptr<const Version> offered_;  // that is asked for no more (HttpSource::offer)
-  size_t heads_nbytes_ = 0;                 // of interim answers, the head and trailers
-  std::string head_text_;
-  HttpHead head_;  // views into head_text_
-  bool head_complete_ = false;
-  bool body_began_ = false;
   Answer answer_ = Answer::kNone;
-  uint64_t skip_nbytes_ = 0;                 // of the body, before the range
-  uint64_t body_nbytes_ = 0;                 // received
-  std::optional<uint64_t> expected_nbytes_;  // of the body
-  std::string error_body_;
-  // For the log, while it is on.
-  std::string method_;
-  std::string asked_range_;
-  Clock::time_point sent_;
-  std::string retry_reason_;
+  uint64_t skip_nbytes_ = 0;  // of the body, before the range
+  std::string asked_range_;   // " bytes=0-9", for the log while it is on
 };
 
 }  // namespace torchnpy

@@ -1,4 +1,5 @@
-// What the reads of one HTTP object share; for http.cpp and http_read.cpp alone.
+// What the reads of one HTTP object share, and what the objects of one client do; for http*.cpp
+// alone.
 #pragma once
 
 #include <chrono>
@@ -91,6 +92,8 @@ class HttpSource final : public Source, public std::enable_shared_from_this<Http
   void set_unchanged();
 
   HttpObject& object() const { return *object_; }
+  const std::shared_ptr<HttpObject>& shared_object() const { return object_; }
+  const std::shared_ptr<HttpContext>& context() const { return context_; }
   const ClientOptions& options() const { return *context_->options; }
   const std::shared_ptr<const EngineSettings>& settings() const { return settings_; }
   TransportMetrics& metrics() const { return *context_->metrics; }

@@ -57,6 +57,7 @@ std::map<std::string, double> TransportMetrics::snapshot() const {
   add("redirects", redirects);
   add("errors", errors);
   add("bytes_received", bytes_received);
+  add("bytes_sent", bytes_sent);
   add("connections_opened", connections_opened);
   add("connections_reused", connections_reused);
   add("hedges", hedges);

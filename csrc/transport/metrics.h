@@ -72,8 +72,9 @@ struct TransportMetrics {
   Counter retries_checksum{0};    // what was read is not what the store has a checksum of
   Counter retries_learnt{0};      // a region, a clock, new credentials
   Counter redirects{0};           // followed
-  Counter errors{0};              // reads that ended with an error, but for the cancelled
-  Counter bytes_received{0};      // of bodies
+  Counter errors{0};          // reads and uploads that ended with an error, but for the cancelled
+  Counter bytes_received{0};  // of bodies
+  Counter bytes_sent{0};      // of bodies
   Counter connections_opened{0};
   Counter connections_reused{0};   // requests over a connection that was there
   Counter hedges{0};               // second requests for the slow tail

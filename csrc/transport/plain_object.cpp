@@ -6,28 +6,12 @@
 #include <string>
 
 #include "base/error.h"
+#include "transport/base64.h"
 #include "transport/http.h"
 #include "transport/url.h"
 
 namespace torchnpy {
 namespace {
-
-std::string encode_base64(std::string_view text) {
-  static constexpr char kDigits[] =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string result;
-  for (size_t i = 0; i < text.size(); i += 3) {
-    uint32_t bits = 0;
-    const size_t count = std::min<size_t>(3, text.size() - i);
-    for (size_t k = 0; k < 3; ++k) {
-      bits = bits << 8 | (k < count ? static_cast<unsigned char>(text[i + k]) : 0U);
-    }
-    for (size_t k = 0; k < 4; ++k) {
-      result += k <= count ? kDigits[bits >> (18 - 6 * k) & 63] : '=';
-    }
-  }
-  return result;
-}
 
 // The text between <tag> and </tag>; "" when there is none.
 std::string_view find_element(std::string_view xml, std::string_view tag) {
@@ -67,15 +51,17 @@ class PlainObject final : public HttpObject {
   // cannot be told apart safely.
   std::string cache_key() const override { return "http\n" + url_; }
 
-  HttpRequest make_request(Headers headers) override {
-    headers.insert(headers.end(), options_->headers.begin(), options_->headers.end());
+  HttpRequest make_request(HttpCommand command) override {
+    Headers headers = std::move(command.headers);
+    add_own_headers(headers, options_->headers);
     if (!authorization_.empty()) headers.emplace_back("Authorization", authorization_);
-    return {url_, std::move(headers)};
+    return {url_, std::move(headers), std::move(command.method), std::move(command.body),
+            command.content};
   }
 
-  std::optional<HttpRequest> make_request_at(const Url& url, const Headers& headers) override {
+  std::optional<HttpRequest> make_request_at(const Url& url, const HttpCommand& command) override {
     if (!url.same_origin(parse_url(url_))) return std::nullopt;
-    HttpRequest request = make_request(headers);
+    HttpRequest request = make_request(command);
     request.url = url.request();
     return request;
   }

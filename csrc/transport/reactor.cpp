@@ -1,9 +1,11 @@
 #include "transport/reactor.h"
 
 #include <fmt/format.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -71,6 +73,9 @@ Clock::duration to_duration(double seconds) {
   return std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(std::clamp(seconds, 0.0, kForever)));
 }
+
+// libcurl's own 64 KiB take more system calls.
+constexpr long kUploadBufferNbytes = 256 << 10;
 
 long to_ms(double seconds) { return static_cast<long>(std::clamp(seconds, 0.001, 1e6) * 1000); }
 
@@ -261,8 +266,9 @@ bool Reactor::enforce_timeouts() {
   for (const std::unique_ptr<Slot>& slot : slots_) {
     if (slot->job == nullptr) continue;
     const Clock::time_point deadline = slot->job->deadline;
-    const Clock::time_point stall =
-        (slot->sent ? slot->last_progress : now_) + to_duration(slot->settings->stall_timeout_s);
+    if (slot->sends_content) note_sent_bytes(*slot);
+    const Clock::duration stall_timeout = to_duration(slot->settings->stall_timeout_s);
+    const Clock::time_point stall = (slot->sent ? slot->last_progress : now_) + stall_timeout;
     if (deadline <= now_ || stall <= now_) {
       conclude(*slot, CURLE_OK, deadline <= now_ ? Fault::kDeadline : Fault::kStall);
       any = true;
@@ -273,8 +279,18 @@ bool Reactor::enforce_timeouts() {
       if (!slot->answered) slot->job->slow();
     }
     next_check_ = std::min({next_check_, deadline, stall, slot->job->slow_at});
+    if (slot->sends_content) next_check_ = std::min(next_check_, now_ + stall_timeout / 4);
   }
   return any;
+}
+
+// No callback tells that bytes have left, and libcurl has many of them in its buffer, the kernel in
+// another: on a slow way either takes longer than the time-out.
+void Reactor::note_sent_bytes(Slot& slot) const {
+  std::pair<curl_off_t, int> mark{0, 0};
+  curl_easy_getinfo(slot.easy, CURLINFO_SIZE_UPLOAD_T, &mark.first);
+  if (slot.socket >= 0) ioctl(slot.socket, SIOCOUTQ, &mark.second);
+  if (std::exchange(slot.sent_mark, mark) != mark) slot.last_progress = now_;
 }
 
 // Jobs that were cancelled, here and in the queue; or all.
@@ -335,7 +351,7 @@ void Reactor::apply_settings(Slot& slot) {
   slot.settings = slot.job->settings();
   slot.proxy = nullptr;
   slot.buffer_nbytes = 0;
-  slot.sends_body = false;
+  slot.is_get = true;
   const EngineSettings& settings = *slot.settings;
   CURL* const easy = slot.easy;
   curl_easy_reset(easy);
@@ -346,6 +362,11 @@ void Reactor::apply_settings(Slot& slot) {
   set(CURLOPT_HEADERDATA, &slot);
   set(CURLOPT_WRITEFUNCTION, &Reactor::on_body);
   set(CURLOPT_WRITEDATA, &slot);
+  set(CURLOPT_READFUNCTION, &Reactor::on_content);
+  set(CURLOPT_READDATA, &slot);
+  set(CURLOPT_SEEKFUNCTION, &Reactor::on_rewind);
+  set(CURLOPT_SEEKDATA, &slot);
+  set(CURLOPT_UPLOAD_BUFFERSIZE, kUploadBufferNbytes);
   set(CURLOPT_PREREQFUNCTION, &Reactor::on_sent);
   set(CURLOPT_PREREQDATA, &slot);
   set(CURLOPT_OPENSOCKETFUNCTION, &open_socket);
@@ -387,13 +408,18 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   // The list's nodes point into one string: libcurl only reads them.
   slot.header_text.clear();
   std::vector<size_t> starts;
-  starts.reserve(request.headers.size());
+  starts.reserve(request.headers.size() + 1);
   for (const auto& [name, value] : request.headers) {
     starts.push_back(slot.header_text.size());
     slot.header_text += name;
     slot.header_text += value.empty() ? ";" : ": ";  // libcurl's way to write an empty value
     slot.header_text += value;
     slot.header_text += '\0';
+  }
+  // Else libcurl waits up to a second for the server's consent to bodies of more than 1 MiB.
+  if (request.method != "GET") {
+    starts.push_back(slot.header_text.size());
+    slot.header_text.append("Expect:").push_back('\0');
   }
   slot.headers.resize(starts.size());
   for (size_t i = 0; i < starts.size(); ++i) {
@@ -408,21 +434,35 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   }
   curl_easy_setopt(slot.easy, CURLOPT_HTTPHEADER,
                    slot.headers.empty() ? nullptr : slot.headers.data());
-  const bool is_get = request.method == "GET";
-  if (!is_get) {
-    // Any method with a body; the size comes first, for COPYPOSTFIELDS copies so much.
-    curl_easy_setopt(slot.easy, CURLOPT_POSTFIELDSIZE_LARGE,
-                     static_cast<curl_off_t>(request.body.size()));
-    curl_easy_setopt(slot.easy, CURLOPT_COPYPOSTFIELDS, request.body.data());
-    curl_easy_setopt(slot.easy, CURLOPT_CUSTOMREQUEST, request.method.c_str());
-  } else if (slot.sends_body) {
-    curl_easy_setopt(slot.easy, CURLOPT_CUSTOMREQUEST, nullptr);
-    curl_easy_setopt(slot.easy, CURLOPT_HTTPGET, 1L);
-  }
-  slot.sends_body = !is_get;
+  apply_method(slot, request);
   if (curl_easy_setopt(slot.easy, CURLOPT_URL, request.url.c_str()) != CURLE_OK) {
     throw TransportError("expected a URL that can be sent but found one that is too long");
   }
+}
+
+void Reactor::apply_method(Slot& slot, const HttpRequest& request) {
+  const auto set = [&](CURLoption option, auto value) {
+    curl_easy_setopt(slot.easy, option, value);
+  };
+  const bool is_get = request.method == "GET";
+  slot.sends_content = request.content != nullptr && request.content->nbytes() != 0;
+  slot.content = HttpBodyCursor(request.content);
+  if (!std::exchange(slot.is_get, is_get)) {
+    set(CURLOPT_CUSTOMREQUEST, nullptr);
+    set(CURLOPT_COPYPOSTFIELDS, nullptr);  // or what is read is never rewound
+    set(CURLOPT_HTTPGET, 1L);
+  }
+  if (is_get) return;
+  if (request.method == "HEAD") return set(CURLOPT_NOBODY, 1L);
+  if (slot.sends_content) {
+    set(CURLOPT_UPLOAD, 1L);
+    set(CURLOPT_INFILESIZE_LARGE, static_cast<curl_off_t>(request.content->nbytes()));
+  } else {
+    // Any method with a body; the size comes first, for COPYPOSTFIELDS copies so much.
+    set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+    set(CURLOPT_COPYPOSTFIELDS, request.body.data());
+  }
+  set(CURLOPT_CUSTOMREQUEST, request.method.c_str());
 }
 
 void Reactor::begin_exchange(Slot& slot) {
@@ -435,13 +475,16 @@ void Reactor::begin_exchange(Slot& slot) {
   }
   if (error) return end_job(slot, std::move(error));
   slot.detail[0] = '\0';
-  slot.sent = slot.answered = slot.spoiled = false;
+  slot.sent = slot.was_resent = slot.answered = slot.spoiled = false;
   slot.opened_sockets.clear();
+  slot.socket = -1;
+  slot.sent_mark = {};
   slot.stopped = false;
   slot.thrown = nullptr;
   slot.last_progress = now_;
+  const Clock::duration stall_timeout = to_duration(slot.settings->stall_timeout_s);
   next_check_ = std::min({next_check_, slot.job->deadline, slot.job->slow_at,
-                          now_ + to_duration(slot.settings->stall_timeout_s)});
+                          now_ + (slot.sends_content ? stall_timeout / 4 : stall_timeout)});
   if (curl_multi_add_handle(multi_, slot.easy) != CURLM_OK) {
     end_job(slot, std::make_exception_ptr(TransportError("libcurl cannot start a transfer")));
   }
@@ -480,6 +523,7 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   long connections = 0;
   curl_off_t first_byte_us = 0;
   curl_off_t total_us = 0;
+  curl_off_t sent_nbytes = 0;
   if (fault == Fault::kConnect) {
     long number = 0;
     curl_easy_getinfo(slot.easy, CURLINFO_OS_ERRNO, &number);
@@ -488,7 +532,10 @@ void Reactor::conclude(Slot& slot, CURLcode code, Fault fault) {
   curl_easy_getinfo(slot.easy, CURLINFO_NUM_CONNECTS, &connections);
   curl_easy_getinfo(slot.easy, CURLINFO_STARTTRANSFER_TIME_T, &first_byte_us);
   curl_easy_getinfo(slot.easy, CURLINFO_TOTAL_TIME_T, &total_us);
+  curl_easy_getinfo(slot.easy, CURLINFO_SIZE_UPLOAD_T, &sent_nbytes);
   end.connections_opened = static_cast<uint64_t>(connections);
+  end.was_resent = slot.was_resent;
+  end.sent_nbytes = static_cast<uint64_t>(sent_nbytes);
   end.first_byte_us = static_cast<uint64_t>(first_byte_us);
   end.total_us = static_cast<uint64_t>(total_us);
   auto followers = std::exchange(slot.followers, {});
@@ -607,9 +654,20 @@ size_t Reactor::on_body(char* data, size_t size, size_t count, void* context) {
   return nbytes == 0 || guard(slot, [&](Job& job) { return job.body(bytes); }) ? nbytes : 0;
 }
 
-// Whether the plain connection that the request is about to go over holds bytes already. They
-// answer nothing that is asked now, but libcurl 7.88 takes them for the answer.
-bool Reactor::has_early_answer(const Slot& slot, const char* host, int port, int local_port) {
+size_t Reactor::on_content(char* room, size_t size, size_t count, void* context) {
+  Slot& slot = *static_cast<Slot*>(context);
+  return slot.content.read({reinterpret_cast<uint8_t*>(room), size * count});
+}
+
+// libcurl sends the body again by itself where a kept connection turns out to be dead.
+int Reactor::on_rewind(void* context, curl_off_t offset, int origin) {
+  if (origin != SEEK_SET || offset < 0) return CURL_SEEKFUNC_FAIL;
+  static_cast<Slot*>(context)->content.seek(static_cast<uint64_t>(offset));
+  return CURL_SEEKFUNC_OK;
+}
+
+// Which socket the request goes over: libcurl tells only its local port.
+void Reactor::find_socket(Slot& slot, const char* host, int port, int local_port) {
   // One local port may serve connections to several hosts.
   const uint64_t connection =
       std::hash<std::string_view>()(host) ^
@@ -617,17 +675,24 @@ bool Reactor::has_early_answer(const Slot& slot, const char* host, int port, int
   for (const int descriptor : slot.opened_sockets) {
     if (local_port_of(descriptor) == local_port) sockets_[connection] = descriptor;
   }
-  if (slot.over_tls || !slot.opened_sockets.empty()) return false;
   const auto found = sockets_.find(connection);
+  slot.socket = found == sockets_.end() ? -1 : found->second;
+}
+
+// Whether the plain connection that the request is about to go over holds bytes already. They
+// answer nothing that is asked now, but libcurl 7.88 takes them for the answer.
+bool Reactor::has_early_answer(const Slot& slot) {
+  if (slot.over_tls || !slot.opened_sockets.empty() || slot.socket < 0) return false;
   char byte = 0;
-  return found != sockets_.end() && recv(found->second, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  return recv(slot.socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 int Reactor::on_sent(void* context, char* host, char*, int port, int local_port) {
   Slot& slot = *static_cast<Slot*>(context);
-  slot.sent = true;
+  slot.was_resent = std::exchange(slot.sent, true);
   slot.last_progress = slot.reactor->now_;
-  slot.spoiled = slot.reactor->has_early_answer(slot, host, port, local_port);
+  slot.reactor->find_socket(slot, host, port, local_port);
+  slot.spoiled = has_early_answer(slot);
   return slot.spoiled ? CURL_PREREQFUNC_ABORT : CURL_PREREQFUNC_OK;
 }
 

@@ -12,10 +12,12 @@
 #include <string_view>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "transport/engine.h"
 #include "transport/engine_state.h"
+#include "transport/http_body.h"
 #include "transport/job_queue.h"
 
 namespace torchnpy {
@@ -46,15 +48,20 @@ class Reactor {
     std::shared_ptr<const EngineSettings> settings;  // that `easy` is set up for
     const std::string* proxy = nullptr;              // of `settings`, likewise
     long buffer_nbytes = 0;
-    bool sends_body = false;  // `easy` is set to another method than GET
+    bool is_get = true;  // `easy` is set to plain GETs
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};
-    bool sent = false;                // else still connecting, which libcurl times
-    std::vector<int> opened_sockets;  // by this exchange
-    bool over_tls = false;            // the bytes on the socket are not the server's own
-    bool spoiled = false;             // the connection held an answer that nobody had asked for
-    bool answered = false;            // a byte of an answer has come
+    bool sent = false;  // else still connecting, which libcurl times
+    bool was_resent = false;
+    HttpBodyCursor content;  // what is sent next
+    bool sends_content = false;
+    int socket = -1;                       // that the request goes over, where it is known
+    std::pair<curl_off_t, int> sent_mark;  // changes when bytes have left
+    std::vector<int> opened_sockets;       // by this exchange
+    bool over_tls = false;                 // the bytes on the socket are not the server's own
+    bool spoiled = false;   // the connection held an answer that nobody had asked for
+    bool answered = false;  // a byte of an answer has come
     Job::Clock::time_point last_progress;
     std::exception_ptr thrown;
     bool stopped = false;
@@ -77,7 +84,9 @@ class Reactor {
   Slot* acquire_slot();
   void apply_settings(Slot& slot);
   void apply_request(Slot& slot, const HttpRequest& request);
+  static void apply_method(Slot& slot, const HttpRequest& request);
   void begin_exchange(Slot& slot);
+  void note_sent_bytes(Slot& slot) const;
   static Fault classify_end(const Slot& slot, CURLcode code, std::string_view detail);
   void conclude(Slot& slot, CURLcode code, Fault fault);
   void end_job(Slot& slot, std::exception_ptr error);
@@ -90,7 +99,10 @@ class Reactor {
   static bool guard(Slot& slot, Call call);
   static size_t on_head(char* data, size_t size, size_t count, void* context);
   static size_t on_body(char* data, size_t size, size_t count, void* context);
-  bool has_early_answer(const Slot& slot, const char* host, int port, int local_port);
+  static size_t on_content(char* room, size_t size, size_t count, void* context);
+  static int on_rewind(void* context, curl_off_t offset, int origin);
+  void find_socket(Slot& slot, const char* host, int port, int local_port);
+  static bool has_early_answer(const Slot& slot);
   static int on_sent(void* context, char*, char*, int, int);
 
   Engine& engine_;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "transport/http_head.h"
 #include "transport/s3_account.h"
 #include "transport/s3_checksum.h"
@@ -52,6 +53,10 @@ bool is_one_of(std::string_view code, std::initializer_list<std::string_view> co
   return std::ranges::find(codes, code) != codes.end();
 }
 
+bool is_checksum(std::string_view header) {
+  return header.starts_with("x-amz-checksum-") && header != "x-amz-checksum-mode";
+}
+
 class S3Object : public HttpObject {
  public:
   // `key_path`: "/" and the encoded key; "" for the bucket itself, with a `query`.
@@ -72,13 +77,19 @@ class S3Object : public HttpObject {
     return fmt::format("s3\n{}\n{}{}", account_->service(), bucket_, key_path_);
   }
 
-  HttpRequest make_request(Headers headers) override {
-    return account_->make_request(bucket_, key_path_, query_, adapt(std::move(headers)));
+  HttpRequest make_request(HttpCommand command) override {
+    if (command.query.empty()) command.query = query_;
+    adapt(command);
+    return account_->make_request(bucket_, key_path_, std::move(command));
   }
 
-  std::optional<HttpRequest> make_request_at(const Url& url, const Headers& headers) override {
-    return account_->make_request_at(bucket_, url, adapt(headers));
+  std::optional<HttpRequest> make_request_at(const Url& url, const HttpCommand& command) override {
+    HttpCommand adapted = command;
+    adapt(adapted);
+    return account_->make_request_at(bucket_, url, std::move(adapted));
   }
+
+  bool takes_parts() const override { return true; }
 
   bool must_wait() const noexcept override { return account_->awaits_credentials(); }
 
@@ -95,13 +106,16 @@ class S3Object : public HttpObject {
     document.load_buffer(response.body.data(), response.body.size());
     const S3Error error = read_error(document);
     Verdict verdict{Verdict::Action::kDefault, format_error(error)};
-    if (judge_region(response, error, verdict) || judge_time(response, error, verdict)) {
+    if (judge_region(response, error, verdict) || judge_time(response, error, verdict) ||
+        judge_checksum(response, error, verdict)) {
       return verdict;
     }
-    if (is_one_of(error.code,
-                  {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable",
-                   "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
-                   "BandwidthLimitExceeded", "TooManyRequests"})) {
+    if (is_one_of(error.code, {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable",
+                               "Throttling", "ThrottlingException", "RequestThrottled",
+                               "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests",
+                               // Of what was sent: damaged on its way, or another writer was at it.
+                               "BadDigest", "XAmzContentChecksumMismatch",
+                               "ConditionalRequestConflict", "OperationAborted"})) {
       verdict.action = Verdict::Action::kRetry;
     } else if (is_one_of(error.code, {"ExpiredToken", "ExpiredTokenException",
                                       "TokenRefreshRequired", "InvalidToken"})) {
@@ -119,7 +133,14 @@ class S3Object : public HttpObject {
 
  private:
   // What is asked of S3 beside the signature.
-  Headers adapt(Headers headers) const {
+  void adapt(HttpCommand& command) const {
+    Headers& headers = command.headers;
+    if (command.method != "GET") {
+      if (account_->refuses_checksums()) {
+        std::erase_if(headers, [](const auto& header) { return is_checksum(header.first); });
+      }
+      return;
+    }
     // A listing has neither ranges nor an ETag.
     if (key_path_.empty()) {
       std::erase_if(headers, [](const auto& header) { return header.first != "Accept-Encoding"; });
@@ -127,7 +148,6 @@ class S3Object : public HttpObject {
     const bool is_whole =
         std::ranges::none_of(headers, [](const auto& header) { return header.first == "Range"; });
     if (is_whole && asks_checksum()) headers.emplace_back("x-amz-checksum-mode", "ENABLED");
-    return headers;
   }
 
   bool judge_region(const HttpResponse& response, const S3Error& error, Verdict& verdict) {
@@ -156,6 +176,16 @@ class S3Object : public HttpObject {
     const std::optional<int64_t> time_s = parse_http_date(response.header("date"));
     if (!time_s) return false;
     account_->learn_time(std::chrono::sys_seconds(std::chrono::seconds(*time_s)));
+    verdict.action = Verdict::Action::kRetryNow;
+    return true;
+  }
+
+  // Stores that know no checksums ignore them, but for some that say so.
+  bool judge_checksum(const HttpResponse& response, const S3Error& error, Verdict& verdict) {
+    if (response.status != 501 || lower(error.message).find("checksum") == std::string::npos) {
+      return false;
+    }
+    if (!account_->refuse_checksums()) return false;
     verdict.action = Verdict::Action::kRetryNow;
     return true;
   }

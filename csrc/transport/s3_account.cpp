@@ -112,6 +112,28 @@ Headers make_own_headers(const ClientOptions& options) {
   return headers;
 }
 
+// Of a header of the user's: whether it belongs to the request that makes an object and to no
+// other, where S3 refuses it.
+bool describes_object(std::string_view name) {
+  if (name.starts_with("x-amz-server-side-encryption")) {
+    return !name.starts_with("x-amz-server-side-encryption-customer-");
+  }
+  for (const std::string_view prefix :
+       {"x-amz-acl", "x-amz-grant-", "x-amz-meta-", "x-amz-object-lock-", "x-amz-storage-class",
+        "x-amz-tagging", "x-amz-website-redirect-location", "cache-control", "content-",
+        "expires"}) {
+    if (name.starts_with(prefix)) return true;
+  }
+  return false;
+}
+
+// Of what is sent in bulk no hash is signed, also over plain HTTP: SHA-256 takes longer than the
+// network. Its CRC is signed, with the headers.
+std::string hash_payload(const HttpRequest& request) {
+  if (request.content != nullptr && request.content->nbytes() != 0) return "UNSIGNED-PAYLOAD";
+  return request.body.empty() ? std::string(kEmptySha256) : format_hex(sha256(request.body));
+}
+
 // "?b=2&a" as the signature wants it: "a=&b=2".
 std::string sort_query(std::string_view query) {
   std::vector<std::pair<std::string, std::string>> parameters;
@@ -188,22 +210,35 @@ std::string S3Account::service() const {
   return "aws";
 }
 
+HttpRequest S3Account::assemble(std::string url, HttpCommand command) const {
+  HttpRequest request{std::move(url), std::move(command.headers), std::move(command.method),
+                      std::move(command.body), command.content};
+  if (request.method == "GET" || command.creates) {
+    add_own_headers(request.headers, own_headers_);
+    return request;
+  }
+  Headers own = own_headers_;
+  std::erase_if(own, [](const auto& header) { return describes_object(header.first); });
+  add_own_headers(request.headers, own);
+  return request;
+}
+
 HttpRequest S3Account::make_request(const std::string& bucket, std::string_view key_path,
-                                    std::string_view query, Headers headers) {
+                                    HttpCommand command) {
   const auto site = site_of(bucket);
+  const std::string query = std::move(command.query);
   std::string path(key_path.empty() ? site->list_path : site->path);
   path += key_path;
-  HttpRequest request;
-  request.url.append(site->scheme).append("://").append(site->host).append(path);
-  if (!query.empty()) request.url.append("?").append(query);
-  request.headers = std::move(headers);
-  request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
+  std::string url;
+  url.append(site->scheme).append("://").append(site->host).append(path);
+  if (!query.empty()) url.append("?").append(query);
+  HttpRequest request = assemble(std::move(url), std::move(command));
   if (settings_->credentials != nullptr) sign(site->region, site->host, path, query, request);
   return request;
 }
 
 std::optional<HttpRequest> S3Account::make_request_at(const std::string& bucket, const Url& url,
-                                                      Headers headers) {
+                                                      HttpCommand command) {
   const bool is_presigned = url.query.find("Signature=") != std::string::npos;
   const auto region = find_own_region(settings_->endpoint, bucket, region_of(bucket), url);
   if (is_presigned || !region) return std::nullopt;
@@ -211,11 +246,9 @@ std::optional<HttpRequest> S3Account::make_request_at(const std::string& bucket,
   const std::string path = encode_uri(percent_decode(url.path), Slash::kKeep);
   const std::string query = sort_query(url.query);
   const std::string host = url.authority();
-  HttpRequest request;
-  request.url =
-      fmt::format("{}://{}{}{}{}", url.scheme, host, path, query.empty() ? "" : "?", query);
-  request.headers = std::move(headers);
-  request.headers.insert(request.headers.end(), own_headers_.begin(), own_headers_.end());
+  HttpRequest request = assemble(
+      fmt::format("{}://{}{}{}{}", url.scheme, host, path, query.empty() ? "" : "?", query),
+      std::move(command));
   if (settings_->credentials != nullptr) sign(*region, host, path, query, request);
   return request;
 }
@@ -277,18 +310,23 @@ void S3Account::sign(const std::string& region, std::string_view host, std::stri
   const std::string amz_date = format_amz_date(now + std::chrono::seconds(skew_s_.load()));
   const auto day = day_key(region, std::string_view(amz_date).substr(0, 8), credentials);
   headers.reserve(headers.size() + 4);
-  headers.emplace_back("x-amz-content-sha256", kEmptySha256);
+  const std::string payload_hash = hash_payload(request);
+  headers.emplace_back("x-amz-content-sha256", payload_hash);
   headers.emplace_back("x-amz-date", amz_date);
   if (!credentials->session_token.empty()) {
     headers.emplace_back("x-amz-security-token", credentials->session_token);
   }
   CanonicalRequest canonical;
+  canonical.method = request.method;
+  canonical.payload_hash = payload_hash;
   canonical.path = path;
   canonical.query = query;
   canonical.headers.reserve(headers.size() + 1);
   canonical.headers.emplace_back("host", host);
   for (const auto& [name, value] : headers) {
-    if (name.starts_with("x-amz-")) canonical.headers.emplace_back(name, value);
+    if (name.starts_with("x-amz-") || name == "content-type") {
+      canonical.headers.emplace_back(name, value);
+    }
   }
   std::ranges::sort(canonical.headers);
   headers.emplace_back("authorization", format_authorization(canonical, amz_date, day->key));

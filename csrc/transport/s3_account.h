@@ -37,14 +37,14 @@ class S3Account {
   // all else. May read files. Throws as make_s3_object().
   void prepare(const std::string& bucket);
 
-  // A GET with `headers` and the client's own, signed for this moment. `key_path`: "/" and the
-  // encoded key, or "" for the bucket itself; `query`: sorted by name.
+  // The command with the client's own headers, signed for this moment. `key_path`: "/" and the
+  // encoded key, or "" for the bucket itself.
   HttpRequest make_request(const std::string& bucket, std::string_view key_path,
-                           std::string_view query, Headers headers);
+                           HttpCommand command);
   // The same for `url`, where a redirect led; empty when that is not a host of the bucket's store,
   // or when the URL brings a signature of its own.
   std::optional<HttpRequest> make_request_at(const std::string& bucket, const Url& url,
-                                             Headers headers);
+                                             HttpCommand command);
 
   const ClientOptions& options() const { return *options_; }
   // What tells the service from others: buckets of one name may be in many.
@@ -60,6 +60,9 @@ class S3Account {
   bool awaits_credentials() const noexcept {
     return settings_->credentials != nullptr && settings_->credentials->awaits_others();
   }
+  // The store said that it knows no checksums: none are sent from now on. False: it was known.
+  bool refuse_checksums() { return !refuses_checksums_.exchange(true); }
+  bool refuses_checksums() const { return refuses_checksums_; }
   // What the server's clock says now.
   void learn_time(std::chrono::sys_seconds server);
 
@@ -71,6 +74,7 @@ class S3Account {
   std::shared_ptr<const S3Site> site_of(const std::string& bucket);
   std::shared_ptr<const DayKey> day_key(const std::string& region, std::string_view date,
                                         const std::shared_ptr<const Credentials>& credentials);
+  HttpRequest assemble(std::string url, HttpCommand command) const;
   void sign(const std::string& region, std::string_view host, std::string_view path,
             std::string_view query, HttpRequest& request);
 
@@ -78,6 +82,7 @@ class S3Account {
   const std::shared_ptr<TransportMetrics> metrics_;
   const Headers own_headers_;
   std::atomic<int64_t> skew_s_{0};  // the server's clock less ours
+  std::atomic<bool> refuses_checksums_{false};
   // Set once, under process_mutex(), before the first object exists; constant after that.
   std::shared_ptr<const S3Settings> settings_;
   // Under process_mutex():

@@ -394,9 +394,9 @@ TEST(Http, ObjectDecidesWhatAnErrorMeans) {
    public:
     explicit LearningObject(std::string url) : url_(std::move(url)) {}
     const std::string& name() const override { return name_; }
-    HttpRequest make_request(Headers headers) override {
-      headers.emplace_back("Authorization", region_);
-      return {url_, std::move(headers)};
+    HttpRequest make_request(HttpCommand command) override {
+      command.headers.emplace_back("Authorization", region_);
+      return {url_, std::move(command.headers)};
     }
     Verdict judge(const HttpResponse& response) override {
       region_ = response.header("x-amz-bucket-region");

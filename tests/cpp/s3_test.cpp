@@ -129,7 +129,7 @@ TEST_F(S3Test, ARedirectWithinTheStoreIsSignedForItsHost) {
   const auto made =
       object("s3://b/a b")
           ->make_request_at(parse_url("https://b.s3-eu-west-1.amazonaws.com/a%20b?x-id=G%2f&a"),
-                            {{"Range", "bytes=0-1"}});
+                            {{{"Range", "bytes=0-1"}}});
   ASSERT_TRUE(made);
   EXPECT_EQ(made->url, "https://b.s3-eu-west-1.amazonaws.com/a%20b?a=&x-id=G%2F");
   EXPECT_NE(value(*made, "authorization").find("/eu-west-1/s3/"), std::string::npos);
@@ -252,7 +252,7 @@ TEST_F(S3Test, RequestsAreSignedWithTheTokenAndTheUsersAmzHeaders) {
   set("AWS_SESSION_TOKEN", "TOKEN");
   options_.requester_pays = true;
   options_.headers = {{"X-Amz-Meta-B", "  two   words "}, {"X-Other", "v"}};
-  const HttpRequest made = object("s3://b/k")->make_request({{"Range", "bytes=0-9"}});
+  const HttpRequest made = object("s3://b/k")->make_request({{{"Range", "bytes=0-9"}}});
   EXPECT_EQ(made.headers.front(), (std::pair<std::string, std::string>("Range", "bytes=0-9")));
   EXPECT_EQ(value(made, "x-amz-security-token"), "TOKEN");
   EXPECT_EQ(value(made, "x-amz-request-payer"), "requester");
@@ -380,7 +380,7 @@ class ListTest : public S3Test {
                   const std::string& continuation = "") {
     if (account_ == nullptr) make_account();
     return list_s3(prefix, continuation, account_, [&](std::shared_ptr<HttpObject> object) {
-      request_ = object->make_request({{"Range", "bytes=0-9"}, {"Accept-Encoding", "identity"}});
+      request_ = object->make_request({{{"Range", "bytes=0-9"}, {"Accept-Encoding", "identity"}}});
       return body;
     });
   }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import select
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedReader
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 REASONS = {200: "OK", 206: "Partial Content", 404: "Not Found", 416: "Range Not Satisfiable"}
@@ -66,6 +68,14 @@ class Answer:
 Fault = Callable[[Request, Answer], Answer]
 
 
+@dataclass
+class Cut:
+    """Of a request's body so many bytes are read; then `by`: "reset" or "stall"."""
+
+    nbytes: int
+    by: str = "reset"
+
+
 def parse_range(text: str, nbytes: int) -> tuple[int, int] | None:
     """(start, stop) of a `bytes=` range in an object of `nbytes`; None if it holds no byte."""
     first, _, last = text.removeprefix("bytes=").partition("-")
@@ -90,6 +100,7 @@ class ObjectServer:
         self.sent_nbytes = 0  # of bodies
         self._release = threading.Event()
         self._faults: dict[str, collections.deque[Fault | None]] = {}
+        self._cuts: dict[str, collections.deque[Cut | None]] = {}
         self._always: dict[str, Fault] = {}
         self._gate = 0
         self._concurrent = 0
@@ -112,6 +123,10 @@ class ObjectServer:
         """The next answers for `path` go through these; None leaves one alone."""
         self._faults.setdefault(path, collections.deque()).extend(faults)
 
+    def cut_body(self, path: str, *cuts: Cut | None) -> None:
+        """The same of the next bodies that are sent to `path`."""
+        self._cuts.setdefault(path, collections.deque()).extend(cuts)
+
     def always(self, path: str, fault: Fault) -> None:
         self._always[path] = fault
 
@@ -122,6 +137,16 @@ class ObjectServer:
     def release(self) -> None:
         """Ends all stalls: their connections are closed."""
         self._release.set()
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Of what the server's own threads do: asked again with each request, and often."""
+        give_up = time.monotonic() + 30
+        while not ready():
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
+    def receive(self, request: Request) -> None:
+        """What happens to a request on its way."""
 
     def requests_for(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
@@ -147,6 +172,11 @@ class ObjectServer:
     def answer(self, request: Request) -> Answer:
         """The right answer, before faults."""
         body = self.objects.get(request.path)
+        if request.method == "PUT":
+            if body is not None and request.headers.get("if-none-match") == "*":
+                return Answer(412, {}, b"there is one")
+            self.objects[request.path] = request.body
+            return Answer(201, {"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
         if body is None:
             return Answer(404, {"Content-Type": "text/plain"}, b"no such object")
         etag = self.etags.get(request.path, f'"{hashlib.md5(body).hexdigest()}"')
@@ -182,7 +212,7 @@ class ObjectServer:
                 connection = self._tls.wrap_socket(connection, server_side=True)
                 self._connections[number] = connection
             stream = connection.makefile("rb")
-            while (request := self._read_request(stream, number)) is not None:
+            while (request := self._read_request(connection, stream, number)) is not None:
                 if not self._exchange(connection, request):
                     break
         except OSError:
@@ -194,7 +224,9 @@ class ObjectServer:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
-    def _read_request(self, stream: BufferedReader, number: int) -> Request | None:
+    def _read_request(
+        self, connection: socket.socket, stream: BufferedReader, number: int
+    ) -> Request | None:
         lines = []
         for line in stream:
             if line == b"\r\n":
@@ -209,8 +241,22 @@ class ObjectServer:
             name.lower(): value.strip()
             for name, _, value in (line.partition(":") for line in lines[1:])
         }
-        body = stream.read(int(headers.get("content-length", 0)))
-        return Request(method, target, headers, number, body)
+        request = Request(method, target, headers, number)
+        nbytes = int(headers.get("content-length", 0))
+        cut = self._next(self._cuts, request) if nbytes else None
+        if cut is not None:
+            stream.read(min(cut.nbytes, nbytes))
+            with self._changed:
+                self.requests.append(request)
+            if cut.by == "reset":
+                _reset(connection)
+            else:
+                self.stalled.set()
+                self._release.wait()
+            return None
+        request.body = stream.read(nbytes)
+        self.receive(request)
+        return request if len(request.body) == nbytes else None
 
     def _exchange(self, connection: socket.socket, request: Request) -> bool:
         """Answers one request; False to close the connection."""
@@ -221,19 +267,27 @@ class ObjectServer:
             self._changed.notify_all()
             if self._gate:
                 self._changed.wait_for(lambda: self.max_concurrent >= self._gate, timeout=5)
-            fault = self._next_fault(request)
+            fault = self._next(self._faults, request) or self._always.get(request.path)
         try:
             if self.latency_s:
                 time.sleep(self.latency_s)
-            answer = self.answer(request)
+            # What is refused is not done.
+            is_refused = getattr(fault, "refuses", False)
+            answer = Answer(0) if is_refused else self.answer(request)
             return self._send(connection, request, fault(request, answer) if fault else answer)
         finally:
             with self._changed:
                 self._concurrent -= 1
 
-    def _next_fault(self, request: Request) -> Fault | None:
-        queue = self._faults.get(request.path)
-        return queue.popleft() if queue else self._always.get(request.path)
+    def names(self, request: Request) -> list[str]:
+        """What fail() and cut_body() may call the request."""
+        return [request.path]
+
+    def _next(self, queues: dict[str, collections.deque[Any]], request: Request) -> Any:
+        for key in self.names(request):
+            if queues.get(key):
+                return queues[key].popleft()
+        return None
 
     def _send(self, connection: socket.socket, request: Request, answer: Answer) -> bool:
         body = b"" if request.method == "HEAD" else answer.body
@@ -257,9 +311,7 @@ class ObjectServer:
             self._stall(connection)
         elif answer.cut_by == "reset":
             _drain(connection)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            # Not shutdown(): that would send a FIN first.
-            socket.close(connection.detach())
+            _reset(connection)
         return False
 
     def _stall(self, connection: socket.socket) -> None:
@@ -268,6 +320,15 @@ class ObjectServer:
             if select.select([connection], [], [], 0)[0]:
                 self.dropped.set()
                 return
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # connect() to nowhere ends it at once, also while a stream holds the descriptor; shutdown()
+    # would send a FIN first.
+    nowhere = struct.pack("H14x", socket.AF_UNSPEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.connect(connection.fileno(), nowhere, len(nowhere))
 
 
 def _drain(connection: socket.socket) -> None:
@@ -281,7 +342,12 @@ def _drain(connection: socket.socket) -> None:
 def status(code: int, body: bytes = b"", **headers: str) -> Fault:
     """Answers with `code` instead; header names with _ for -."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda *_: Answer(code, fields, body)
+
+    def fault(*_: object) -> Answer:
+        return Answer(code, dict(fields), body)
+
+    fault.refuses = True  # type: ignore[attr-defined]
+    return fault
 
 
 def s3_error(code: int, name: str, message: str = "as asked", **headers: str) -> Fault:

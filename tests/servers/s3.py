@@ -8,8 +8,10 @@ import hashlib
 import zlib
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+import crc32c
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
@@ -25,12 +27,29 @@ class Key:
 
 
 @dataclass
+class Part:
+    body: bytes
+    etag: str
+    checksum: str
+
+
+@dataclass
+class Upload:
+    key: str
+    checksums: bool  # asked for
+    parts: dict[int, Part] = field(default_factory=dict)
+
+
+@dataclass
 class Bucket:
     region: str = "us-east-1"
     public: bool = False
     requester_pays: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     checksums: dict[str, dict[str, str]] = field(default_factory=dict)  # headers by key
+    etags: dict[str, str] = field(default_factory=dict)  # of uploads in parts
+    uploads: dict[str, Upload] = field(default_factory=dict)  # under way, by id
+    aborted: list[str] = field(default_factory=list)  # ids
 
 
 @functools.cache
@@ -55,7 +74,7 @@ def checksum(algorithm: str, data: bytes) -> str:
     """As S3 writes it: base64 of the big-endian value."""
     digests = {
         "crc32": lambda: zlib.crc32(data).to_bytes(4, "big"),
-        "crc32c": lambda: _crc(data, 32, 0x82F63B78).to_bytes(4, "big"),
+        "crc32c": lambda: crc32c.crc32c(data).to_bytes(4, "big"),
         "crc64nvme": lambda: _crc(data, 64, 0x9A6C9329AC4BC9B5).to_bytes(8, "big"),
         "sha256": lambda: hashlib.sha256(data).digest(),
     }
@@ -66,6 +85,10 @@ class SignatureError(Exception):
     """The S3 error code and what is wrong."""
 
 
+class S3Error(Exception):
+    """Status, code and words."""
+
+
 class S3Server(ObjectServer):
     """Buckets over ObjectServer, path style or virtual-hosted below `localhost`."""
 
@@ -74,6 +97,8 @@ class S3Server(ObjectServer):
         self.buckets: dict[str, Bucket] = {"bucket": Bucket()}
         self.page_count = page_count
         self.wrong_region_status = 400
+        self.knows_checksums = True
+        self.knows_whole_checksums = True  # of uploads in parts
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
     def put_key(self, key: str, body: bytes, bucket: str = "bucket") -> str:
@@ -105,14 +130,136 @@ class S3Server(ObjectServer):
             return fault(request, Answer(0))
         if not key and "list-type=2" in request.query:
             return self._list(name, bucket, dict(parse_qsl(request.query, keep_blank_values=True)))
+        if request.method in ("PUT", "POST", "DELETE"):
+            try:
+                return self._change(request, bucket, key)
+            except S3Error as error:
+                return s3_error(*error.args)(request, Answer(0))
         if key not in bucket.objects:
             return s3_error(404, "NoSuchKey", "The key does not exist")(request, Answer(404))
         self.objects[request.path] = bucket.objects[key]
+        if key in bucket.etags:
+            self.etags[request.path] = bucket.etags[key]
         answer = super().answer(request)
         # None with a range: S3, MinIO and Ceph do so.
         if request.headers.get("x-amz-checksum-mode") == "ENABLED" and answer.status == 200:
             answer.headers |= bucket.checksums.get(key, {})
         return answer
+
+    def names(self, request: Request) -> list[str]:
+        """Its path; before that what is done there: "PUT", "begin", "part 3", "end", "abort"."""
+        query = dict(parse_qsl(request.query, keep_blank_values=True))
+        if "partNumber" in query:
+            return [f"part {query['partNumber']}", "part", request.path]
+        verbs = {"POST": "end" if "uploadId" in query else "begin", "DELETE": "abort"}
+        return [verbs.get(request.method, request.method), request.path]
+
+    def _change(self, request: Request, bucket: Bucket, key: str) -> Answer:
+        query = dict(parse_qsl(request.query, keep_blank_values=True))
+        sums = [h for h in request.headers if h.startswith("x-amz-checksum-")]
+        if sums and not self.knows_checksums:
+            raise S3Error(501, "NotImplemented", f"Header '{sums[0]}' not implemented (checksum)")
+        if "uploads" in query:
+            return self._begin(request, bucket, key)
+        if "uploadId" in query:
+            upload = bucket.uploads.get(query["uploadId"])
+            if upload is None or upload.key != key:
+                raise S3Error(404, "NoSuchUpload", "The specified upload does not exist")
+            if request.method == "PUT":
+                return self._put_part(request, upload, int(query["partNumber"]))
+            if request.method == "DELETE":
+                bucket.aborted.append(query["uploadId"])
+                del bucket.uploads[query["uploadId"]]
+                return Answer(204)
+            return self._end(request, bucket, query["uploadId"])
+        self._check_condition(request, bucket, key)
+        headers = self._check_body(request)
+        self._store(bucket, key, request.body, headers)
+        return Answer(200, headers | {"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
+
+    def _store(self, bucket: Bucket, key: str, body: bytes, checksums: dict[str, str]) -> None:
+        bucket.objects[key] = body
+        bucket.checksums[key] = checksums
+        bucket.etags.pop(key, None)
+        for path in (f"/bucket/{key}", f"/{key}"):
+            self.etags.pop(path, None)
+
+    def _check_condition(self, request: Request, bucket: Bucket, key: str) -> None:
+        if request.headers.get("if-none-match") == "*" and key in bucket.objects:
+            raise S3Error(412, "PreconditionFailed", "At least one of the pre-conditions failed")
+
+    def _check_body(self, request: Request) -> dict[str, str]:
+        """Of what is sent; the headers that tell its checksum."""
+        found = request.headers.get("x-amz-checksum-crc32c")
+        if found is None:
+            return {}
+        if found != checksum("crc32c", request.body):
+            raise S3Error(400, "BadDigest", "The CRC32C you specified did not match")
+        return {"x-amz-checksum-crc32c": found, "x-amz-checksum-type": "FULL_OBJECT"}
+
+    def _begin(self, request: Request, bucket: Bucket, key: str) -> Answer:
+        identifier = f"upload +/={len(bucket.uploads) + len(bucket.aborted)}"
+        asked = request.headers.get("x-amz-checksum-algorithm") == "CRC32C"
+        bucket.uploads[identifier] = Upload(key, asked)
+        headers = {"Content-Type": "application/xml"}
+        if asked:
+            kind = "FULL_OBJECT" if self.knows_whole_checksums else "COMPOSITE"
+            headers |= {"x-amz-checksum-algorithm": "CRC32C", "x-amz-checksum-type": kind}
+        return Answer(
+            200,
+            headers,
+            '<?xml version="1.0" encoding="UTF-8"?><InitiateMultipartUploadResult '
+            'xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<UploadId>{identifier}</UploadId></InitiateMultipartUploadResult>".encode(),
+        )
+
+    def _put_part(self, request: Request, upload: Upload, number: int) -> Answer:
+        if not 1 <= number <= 10_000:
+            raise S3Error(400, "InvalidArgument", "Part number must be 1 to 10000")
+        headers = self._check_body(request)
+        etag = f'"{hashlib.md5(request.body).hexdigest()}"'
+        value = headers.get("x-amz-checksum-crc32c", "")
+        upload.parts[number] = Part(request.body, etag, value)
+        return Answer(200, {"ETag": etag, "x-amz-checksum-crc32c": value})
+
+    def _end(self, request: Request, bucket: Bucket, identifier: str) -> Answer:
+        upload = bucket.uploads[identifier]
+        named = [
+            {child.tag.rpartition("}")[2]: child.text or "" for child in part}
+            for part in ElementTree.fromstring(request.body)
+        ]
+        numbers = [int(part["PartNumber"]) for part in named]
+        if numbers != sorted(set(numbers)) or not numbers:
+            raise S3Error(400, "InvalidPartOrder", "The parts are not in order")
+        parts = []
+        for part in named:
+            found = upload.parts.get(int(part["PartNumber"]))
+            if found is None or found.etag != part["ETag"]:
+                raise S3Error(400, "InvalidPart", "A part is not there")
+            if upload.checksums and part.get("ChecksumCRC32C") != found.checksum:
+                raise S3Error(400, "InvalidRequest", "The checksum of a part is missing")
+            parts.append(found)
+        if any(len(part.body) < 5 << 20 for part in parts[:-1]):
+            raise S3Error(400, "EntityTooSmall", "A part is too small")
+        body = b"".join(part.body for part in parts)
+        told = request.headers.get("x-amz-checksum-crc32c")
+        if told is not None and told != checksum("crc32c", body):
+            raise S3Error(400, "BadDigest", "The CRC32C you specified did not match")
+        self._check_condition(request, bucket, upload.key)
+        kept = {}
+        if upload.checksums and self.knows_whole_checksums:
+            kept = {
+                "x-amz-checksum-crc32c": checksum("crc32c", body),
+                "x-amz-checksum-type": "FULL_OBJECT",
+            }
+        self._store(bucket, upload.key, body, kept)
+        digests = b"".join(bytes.fromhex(part.etag.strip('"')) for part in parts)
+        etag = f'"{hashlib.md5(digests).hexdigest()}-{len(parts)}"'
+        bucket.etags[upload.key] = etag
+        del bucket.uploads[identifier]
+        kind = "CompleteMultipartUploadResult"
+        text = f"<{kind}><ETag>{escape(etag)}</ETag></{kind}>"
+        return Answer(200, {"Content-Type": "application/xml"}, text.encode())
 
     def _locate(self, request: Request) -> tuple[str, str]:
         host = request.headers["host"].rpartition(":")[0]
@@ -139,11 +286,12 @@ class S3Server(ObjectServer):
         unsigned = [h for h in request.headers if h.startswith("x-amz-") and h not in signed]
         if algorithm != "AWS4-HMAC-SHA256" or "host" not in signed or unsigned:
             raise SignatureError("AccessDenied", f"these must be signed: host, {unsigned}")
-        if request.headers["x-amz-content-sha256"] not in (
+        payload_hash = request.headers["x-amz-content-sha256"]
+        if payload_hash not in (
             "UNSIGNED-PAYLOAD",
-            hashlib.sha256(b"").hexdigest(),
+            payload_hash == "UNSIGNED-PAYLOAD" or hashlib.sha256(request.body).hexdigest(),
         ):
-            raise SignatureError("XAmzContentSHA256Mismatch", "of the empty body")
+            raise SignatureError("XAmzContentSHA256Mismatch", "of the body")
         identifier, key, region = self._scope(fields["Credential"], bucket)
         if request.headers.get("x-amz-security-token") != key.token:
             raise SignatureError("InvalidToken", "the session token is wrong")
