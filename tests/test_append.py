@@ -598,14 +598,22 @@ def test_a_process_that_ends_counts_its_rows(path: str) -> None:
     assert np.load(path).shape == (7, 4)
 
 
-READERS = """
+READER = """
     import sys
     import numpy as np
-    path = sys.argv[1]
+    import torchnpy as tnp
+    path, count = sys.argv[1], int(sys.argv[2])
+    loads = [
+        np.load,
+        lambda path: np.load(path, mmap_mode="r"),
+        tnp.load,
+        lambda path: tnp.load(path, mmap=False),
+        lambda path: tnp.load_rows(path, 0, None),
+    ]
     print("ready", flush=True)
     last, reads = 0, 0
-    while last < 20_000:
-        array = np.load(path, mmap_mode="r" if reads % 2 else None)
+    while last < count:
+        array = loads[reads % len(loads)](path)
         assert len(array) >= last, (len(array), last)  # a torn count is smaller
         last = len(array)
         if last:
@@ -616,11 +624,11 @@ READERS = """
 
 
 def test_a_reader_sees_whole_rows_at_any_moment(path: str) -> None:
-    """np.load and maps in another process, while the count goes over 9, 99, 999 and 9999."""
+    """Ours and numpy's, files that are read and mapped, counts of one digit to five."""
     array = np.repeat(np.arange(20_000), 4).reshape(-1, 4)
     with NpyAppendArray(path) as appender:
         appender.append(array[:0])
-        with start_script(READERS, path) as reader:
+        with start_script(READER, path, len(array)) as reader:
             assert reader.stdout.readline() == "ready\n"
             for i in range(len(array)):
                 appender.append(array[i : i + 1])
