@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -162,18 +163,18 @@ class MemorySource : public Source {
 // A file that is read where it is asked for.
 class FileSource : public Source {
  public:
-  FileSource(std::string path, Descriptor fd) : path_(std::move(path)), fd_(std::move(fd)) {}
+  FileSource(std::string path, Descriptor fd, uint64_t nbytes)
+      : path_(std::move(path)), fd_(std::move(fd)), nbytes_(nbytes) {}
 
   const std::string& name() const override { return path_; }
-  // Now: what a header counts, of a file that grows, is there when it has been read.
-  std::optional<uint64_t> nbytes() const override { return check_regular(path_, fd_.get()); }
+  std::optional<uint64_t> nbytes() const override { return largest_nbytes(); }
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
 
   std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) override {
     struct stat status;
     if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
     if (static_cast<uint64_t>(status.st_size) < offset + nbytes) return std::nullopt;
-    std::optional<OwnedBytes> all = mapping(static_cast<uint64_t>(status.st_size));
+    std::optional<OwnedBytes> all = mapping();
     // It may have grown since it was mapped.
     if (!all || all->bytes.size() < offset + nbytes) return std::nullopt;
     return OwnedBytes{all->bytes.subspan(offset, nbytes), std::move(all->owner)};
@@ -195,7 +196,7 @@ class FileSource : public Source {
     std::exception_ptr error;
     try {
       const Reading reading(*this, sink);
-      auto [offset, end] = clip(range, check_regular(path_, fd_.get()));
+      auto [offset, end] = clip(range, largest_nbytes());
       while (offset < end) {
         reading.check();
         const MutableBytes room = sink.room(offset, end - offset);
@@ -218,13 +219,23 @@ class FileSource : public Source {
   }
 
  private:
+  // What a header counts, of a file that grows, is there when the header has been read. Of one that
+  // becomes shorter it stays: who reads what is gone finds that the file ends early.
+  uint64_t largest_nbytes() const {
+    const uint64_t now = check_regular(path_, fd_.get());
+    uint64_t seen = nbytes_;
+    while (now > seen && !nbytes_.compare_exchange_weak(seen, now)) {
+    }
+    return std::max(now, seen);
+  }
+
   // Made at first use. What is copied out of it lies anywhere: the kernel shall not read ahead.
-  std::optional<OwnedBytes> mapping(uint64_t nbytes) {
+  std::optional<OwnedBytes> mapping() {
     {
       const std::lock_guard lock(process_mutex());
       if (mapping_) return mapping_;
     }
-    std::optional<OwnedBytes> made = map(fd_.get(), nbytes);
+    std::optional<OwnedBytes> made = map(fd_.get(), largest_nbytes());
     if (!made) return std::nullopt;
     ::madvise(made->bytes.data(), made->bytes.size(), MADV_RANDOM);
     const std::lock_guard lock(process_mutex());
@@ -270,6 +281,7 @@ class FileSource : public Source {
 
   const std::string path_;
   const Descriptor fd_;
+  mutable std::atomic<uint64_t> nbytes_;
   std::vector<Sink*> reading_;         // under process_mutex(), as is
   std::optional<OwnedBytes> mapping_;  // whole; empty before peek()
 };
@@ -289,7 +301,7 @@ std::shared_ptr<Source> open_file(const std::string& path, bool mmap) {
       return make_memory_source(path, std::move(*content));
     }
   }
-  return std::make_shared<FileSource>(path, std::move(fd));
+  return std::make_shared<FileSource>(path, std::move(fd), nbytes);
 }
 
 std::shared_ptr<Source> make_memory_source(std::string name, OwnedBytes content) {
