@@ -9,6 +9,8 @@ import itertools
 import lzma
 import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +192,7 @@ ROWS = np.array([[1.5, -2, 3], [0, 1e300, -1e-300]])
         (np.array([1, 2], np.longdouble), {}),
         (np.array([1 + 2j], np.clongdouble), {"fmt": "%g"}),
         (np.frombuffer(b"\1\2", np.uint8), {"fmt": "%d"}),
+        (np.arange(20000.0).reshape(2, -1), {}),
     ],
 )
 def test_options_give_numpys_bytes(array: np.ndarray, options: dict[str, Any]) -> None:
@@ -603,6 +606,9 @@ def test_lines_come_from_generators_and_open_files() -> None:
     assert tnp.loadtxt(f"{i} {2 * i}" for i in range(3)).tolist() == [[0, 0], [1, 2], [2, 4]]
     assert tnp.loadtxt(b"%d" % i for i in range(3)).tolist() == [0, 1, 2]
     assert tnp.loadtxt(memoryview(b"1 2")).tolist() == [1, 2]
+    assert tnp.loadtxt(np.frombuffer(b"1 2", np.uint8)).tolist() == [1, 2]
+    assert tnp.loadtxt(np.array(["1 2", "3 4"])).tolist() == [[1, 2], [3, 4]]
+    assert tnp.loadtxt(np.array([b"1", b"2"])).tolist() == [1, 2]
     assert tnp.loadtxt(torch.tensor(list(b"1 2"), dtype=torch.uint8)).tolist() == [1, 2]
     assert tnp.loadtxt(io.BytesIO(b"1\xa02")).tolist() == [1, 2]
 
@@ -769,6 +775,18 @@ def test_a_long_text_can_be_interrupted(tmp_path: Path) -> None:
             tnp.loadtxt(path)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_other_threads_run_while_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(bomb(64 << 20) + gzipped(b"1 2\n"))
+    thread = threading.Thread(target=tnp.loadtxt, args=[path])
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 5
 
 
 def test_servers_are_read(server: ObjectServer) -> None:

@@ -7,7 +7,6 @@ import functools
 import io
 import itertools
 import locale
-import mmap as _mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TextIO, TypeAlias
@@ -17,10 +16,9 @@ import torch
 from torchnpy._ops import _C
 from torchnpy.client import Client
 from torchnpy.errors import FormatError
-from torchnpy.sources import Url, encode, is_stream, is_url, native, stream_name
+from torchnpy.sources import Buffer, Url, encode, is_stream, is_url, native, stream_name
 
-Content: TypeAlias = bytes | bytearray | memoryview | _mmap.mmap | torch.Tensor
-TextSource: TypeAlias = Url | TextIO | BinaryIO | Content | Iterable[str | bytes]
+TextSource: TypeAlias = Url | TextIO | BinaryIO | Buffer | Iterable[str | bytes]
 TextTarget: TypeAlias = Url | TextIO | BinaryIO
 
 PIECE_NBYTES = 1 << 20
@@ -36,9 +34,7 @@ class Source:
         self._source: Any = source
         self._client = client
         self._is_named = is_url(source)
-        self._is_content = isinstance(
-            source, (bytes, bytearray, memoryview, _mmap.mmap, torch.Tensor)
-        )
+        self._is_content = isinstance(source, torch.Tensor) or _exports_bytes(source)
         self._may_hold_lines = quote is not None
         self.name = "<lines>"
         self._suffix = ""
@@ -133,6 +129,13 @@ class Source:
                 f'{self.name}: expected one line but found a line end in "{text[:40]!a}"'
             )
         return text + "\n"
+
+
+def _exports_bytes(source: Any) -> bool:
+    try:
+        return memoryview(source).format in ("B", "b", "c")
+    except (TypeError, ValueError):
+        return False
 
 
 def to_utf8(text: str) -> bytes:

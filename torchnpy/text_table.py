@@ -103,11 +103,11 @@ class Table:
 
 def make_table(X: Any) -> Table:
     if isinstance(X, dict):
-        return _table_of_fields([plain(field) for field in X.values()])
+        return _table_of_fields([_plain(field) for field in X.values()])
     if isinstance(X, (list, tuple)) and any(isinstance(row, torch.Tensor) for row in X):
         X = torch.stack([torch.as_tensor(row) for row in X])
     if isinstance(X, torch.Tensor):
-        return _table_of_tensor(plain(X))
+        return _table_of_tensor(_plain(X))
     import numpy  # the program's, if it has numpy arrays; else it is what lists need
 
     array = numpy.asarray(X)
@@ -154,7 +154,7 @@ def _check_dimensions(found: int) -> None:
         raise ValueError(f"X: expected an array of 1 or 2 dimensions but found {found}")
 
 
-def plain(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, of a dtype that NumPy has, in memory as it reads."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise UnsupportedError(
