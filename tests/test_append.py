@@ -666,7 +666,7 @@ def test_a_killed_writer_leaves_a_whole_number_of_rows(path: str) -> None:
             if pid == 0:
                 write(theirs)
             os.read(ours, 1)
-            time.sleep(random.random() * 0.002)
+            time.sleep(random.random() * 0.001)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(ours)
