@@ -60,7 +60,7 @@ def _call_on_thread(
             found, error = None, raised
         done(found, error)
 
-    threading.Thread(target=run, name="torchnpy-credentials", daemon=True).start()
+    threading.Thread(target=run, name="torchnpy-call", daemon=True).start()
 
 
 class Client:

@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <condition_variable>
 #include <initializer_list>
-#include <mutex>
 #include <utility>
 
 #include "base/error.h"
 #include "base/wait.h"
+#include "python/calls.h"
 #include "python/gil.h"
 #include "transport/credentials_parse.h"
 #include "transport/words.h"
@@ -87,52 +86,19 @@ class CallableProvider final : public CredentialsProvider {
   std::string description() const override { return "the callable"; }
 
  private:
-  struct Answer {
-    std::mutex mutex;
-    std::condition_variable changed;
-    bool done = false;
-    std::optional<Credentials> credentials;
-    std::exception_ptr error;
-  };
-
-  // The callable may take for ever, and the interpreter shall end all the same: it ends a thread of
-  // Python's own wherever that waits, but not one with our frames on its stack (python/gil.h).
   std::optional<Credentials> read_on_thread() const {
-    const auto answer = std::make_shared<Answer>();
-    start_thread(answer);
-    WaitScope scope;
-    std::unique_lock lock(answer->mutex);
-    if (!scope.wait(lock, answer->changed, [&] { return answer->done; })) {
-      throw InterruptedError("interrupted: waiting for the callable for credentials was given up");
-    }
-    if (answer->error) std::rethrow_exception(answer->error);
-    return std::move(answer->credentials);
-  }
-
-  void start_thread(const std::shared_ptr<Answer>& answer) const {
-    const TakenGil gil;
-    if (!gil.entered()) throw InterruptedError("interrupted: the process is ending");
+    const auto credentials = std::make_shared<std::optional<Credentials>>();
     try {
-      const auto done = [answer](const py::object& found, const py::object& error) {
-        const std::lock_guard lock(answer->mutex);
-        try {
-          if (!error.is_none()) raise(error);
-          answer->credentials = parse(found);
-        } catch (const py::error_already_set& thrown) {
-          answer->error = std::make_exception_ptr(
-              TransportError(fmt::format("credentials: {}", clean_words(thrown.what())),
-                             TransportError::Kind::kDenied));
-        } catch (...) {
-          answer->error = std::current_exception();
-        }
-        answer->done = true;
-        answer->changed.notify_all();
-      };
-      py::module_::import("torchnpy.client")
-          .attr("_call_on_thread")(py::handle(callable_), py::cpp_function(done));
-    } catch (py::error_already_set& error) {
-      raise(error.value());
+      call_on_thread(callable_, [credentials](const py::object& found, const py::object& error) {
+        if (!error.is_none()) raise(error);
+        *credentials = parse(found);
+      });
+    } catch (const py::error_already_set& thrown) {
+      const TakenGil gil;
+      throw TransportError(fmt::format("credentials: {}", clean_words(thrown.what())),
+                           TransportError::Kind::kDenied);
     }
+    return std::move(*credentials);
   }
 
   [[noreturn]] static void raise(const py::object& error) {

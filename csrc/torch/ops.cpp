@@ -10,8 +10,10 @@
 #include <utility>
 
 #include "base/error.h"
+#include "torch/append.h"
 #include "torch/load.h"
 #include "torch/npz.h"
+#include "torch/save.h"
 #include "torch/torchnpy.h"
 
 namespace torchnpy {
@@ -118,6 +120,12 @@ at::Tensor decode_op(const at::Tensor& data) {
   }
 }
 
+void save_op(const std::string& url, const at::Tensor& array) {
+  save(*Client::default_client(), url, array);
+}
+
+void append_op(const std::string& path, const at::Tensor& rows) { append(path, rows); }
+
 }  // namespace
 
 TORCH_LIBRARY(npy, m) {
@@ -136,6 +144,8 @@ TORCH_LIBRARY(npy, m) {
          {at::Tag::data_dependent_output});
   define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
   define("decode(Tensor data) -> Tensor", {kDynamicShape});
+  define("save(str url, Tensor array) -> ()", {});
+  define("append(str path, Tensor rows) -> ()", {});
 }
 
 TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
@@ -148,6 +158,8 @@ TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
   m.impl("header", header_op);
   m.impl("fetch", fetch_op);
   m.impl("decode", decode_op);
+  m.impl("save", save_op);
+  m.impl("append", append_op);
 }
 
 }  // namespace torchnpy
