@@ -34,7 +34,7 @@ def data_offsets(path: str) -> list[int]:
     return offsets
 
 
-ARRAY = np.array([[1.5, 0.1], [-2.25, 1e300]])
+ARRAY = np.array([[1.5, 0.1], [-2.25, 1e30]])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,15 @@ def test_cat_of_odd_shapes(run: Run) -> None:
     assert run("cat", "c.npy").out.split() == ["(1+2j)", "(3+0j)"]
     assert run("cat", "t.npy").out == "0 1\n2 3\n4 5\n6 7\n"
     assert run("cat", "s.npy").out == "1 2.5\n3 0.10000000000000001\n"
-    assert run("cat", "--format", "%5.1f", "n.npy").out == "  7.0\n"
+    assert run("cat", "n.npy").out == "7\n"
+    assert run("cat", "--format", "%5.1f", "c.npy").out.split() == [
+        "(",
+        "1.0+",
+        "2.0j)",
+        "(",
+        "3.0+",
+        "0.0j)",
+    ]
     assert run("cat", "z.npy") == (0, "", "")
 
 
@@ -166,7 +174,7 @@ def test_stores_are_read_and_written(s3: Run, s3_server: S3Server) -> None:
     )
     ended = s3("convert", "-n", url, "s3://bucket/y.npz")
     assert ended.status == 1
-    assert "s3://bucket/y.npz: expected" in ended.err
+    assert "s3://bucket/y.npz: HTTP 412: expected no object of that name" in ended.err
 
 
 def test_failures_leave_the_old_file(run: Run) -> None:
@@ -240,8 +248,10 @@ def test_recover_counts_the_rows_that_are_there(run: Run) -> None:
     assert ended.out == "good.npy: whole, shape (3,)\n"
 
 
-def test_mapped_after_convert_is_zero_copy(run: Run) -> None:
+def test_what_convert_writes_is_mapped_and_not_copied(run: Run) -> None:
     Path("old.npz").write_bytes(npz(a=np.zeros(100_000), deflate=True))
     run("convert", "old.npz", "new.npz")
-    with tnp.open_npz("new.npz") as archive:
-        assert archive["a"].data_ptr() == archive["a"].data_ptr()
+    with tnp.open_npz("new.npz") as new, tnp.open_npz("old.npz") as old:
+        assert new["a"].data_ptr() == new["a"].data_ptr()
+        first, second = old["a"], old["a"]
+        assert first.data_ptr() != second.data_ptr()

@@ -27,7 +27,7 @@ _DELIMITERS = {".txt": " ", ".csv": ",", ".tsv": "\t"}
 _FORMATS = ("npy", "npz", "txt")
 
 
-class DtypeType(click.ParamType):
+class DtypeType(click.ParamType[torch.dtype]):
     """A torch.dtype by its name."""
 
     name = "dtype"

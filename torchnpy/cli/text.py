@@ -25,8 +25,8 @@ def write_text(
         formats: str | list[str] = [fmt or _format_of(field) for field in array.values()]
     else:
         formats = fmt or _format_of(array)
-        if array.dim() > 2:
-            array = array.reshape(-1, array.shape[-1])
+        if array.dim() not in (1, 2):
+            array = array.reshape(-1, array.shape[-1] if array.dim() else 1)
     savetxt(target, array, formats, delimiter, encoding="utf-8", client=client)
 
 
