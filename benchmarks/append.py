@@ -66,9 +66,9 @@ def appended(path: str, appender: Any, rows: Any, count: int) -> Sample:
         for _ in range(count):
             appender.append(rows)
         seconds, cpu_s = time.perf_counter() - start, cpu_seconds() - cpu
-        array = np.load(path, mmap_mode="r")
-        assert array.shape == (count * len(rows), rows.shape[1])
-        assert array[-1, -1] == 1
+    array = np.load(path, mmap_mode="r")
+    assert array.shape == (count * len(rows), rows.shape[1])
+    assert array[-1, -1] == 1
     os.unlink(path)
     return Sample(seconds / count, cpu_s / count)
 

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import npy, run_fresh, run_script, start_script
 
 import torchnpy as tnp
@@ -598,14 +600,22 @@ def test_a_process_that_ends_counts_its_rows(path: str) -> None:
     assert np.load(path).shape == (7, 4)
 
 
-READERS = """
+READER = """
     import sys
     import numpy as np
-    path = sys.argv[1]
+    import torchnpy as tnp
+    path, count = sys.argv[1], int(sys.argv[2])
+    loads = [
+        np.load,
+        lambda path: np.load(path, mmap_mode="r"),
+        tnp.load,
+        lambda path: tnp.load(path, mmap=False),
+        lambda path: tnp.load_rows(path, 0, None),
+    ]
     print("ready", flush=True)
     last, reads = 0, 0
-    while last < 20_000:
-        array = np.load(path, mmap_mode="r" if reads % 2 else None)
+    while last < count:
+        array = loads[reads % len(loads)](path)
         assert len(array) >= last, (len(array), last)  # a torn count is smaller
         last = len(array)
         if last:
@@ -616,11 +626,11 @@ READERS = """
 
 
 def test_a_reader_sees_whole_rows_at_any_moment(path: str) -> None:
-    """np.load and maps in another process, while the count goes over 9, 99, 999 and 9999."""
+    """Ours and numpy's, files that are read and mapped, counts of one digit to five."""
     array = np.repeat(np.arange(20_000), 4).reshape(-1, 4)
     with NpyAppendArray(path) as appender:
         appender.append(array[:0])
-        with start_script(READERS, path) as reader:
+        with start_script(READER, path, len(array)) as reader:
             assert reader.stdout.readline() == "ready\n"
             for i in range(len(array)):
                 appender.append(array[i : i + 1])
@@ -656,7 +666,7 @@ def test_a_killed_writer_leaves_a_whole_number_of_rows(path: str) -> None:
             if pid == 0:
                 write(theirs)
             os.read(ours, 1)
-            time.sleep(random.random() * 0.002)
+            time.sleep(random.random() * 0.001)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(ours)
@@ -800,3 +810,51 @@ def test_a_file_is_read_while_it_is_appended_to(path: str) -> None:
             assert torch.equal(tnp.load(path), torch.from_numpy(rows(0, i + 1)))
             assert tnp.header(path).shape == (i + 1, 4)
             assert np.array_equal(np.load(io.BytesIO(Path(path).read_bytes())), rows(0, i + 1))
+
+
+shapes = st.lists(st.integers(0, 4), min_size=0, max_size=3).map(tuple)
+dtypes = st.sampled_from(["<f4", ">i8", "<u2", "|b1", "<c16", "<U3", "|S5", "M8[us]", "<f2"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, dtypes, st.booleans(), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3))))
+def test_whatever_is_appended_is_what_numpy_concatenates(
+    tmp_path_factory: pytest.TempPathFactory,
+    others: tuple[int, ...],
+    dtype: str,
+    fortran: bool,
+    parts: list[tuple[int, int]],
+) -> None:
+    def make(count: int, rest: tuple[int, ...], seed: int) -> np.ndarray:
+        values = np.random.default_rng(seed).integers(0, 2, (count, *rest)).astype(dtype)
+        return np.moveaxis(values, 0, axis)
+
+    path = tmp_path_factory.mktemp("grow") / "x.npy"
+    axis = len(others) if fortran else 0
+    first = make(2, others, 99)
+    np.save(path, first)
+    arrays = [first]
+    appender = NpyAppendArray(path)
+    axis = first.ndim - 1 if appender.fortran_order else 0
+    rest = first.shape[:axis] + first.shape[axis + 1 :]
+    for count, way in parts:
+        array = make(count, rest, way)
+        arrays.append(array)
+        if way == 0:
+            appender.append(array)
+        elif way == 1:
+            appender.append(np.asfortranarray(array)[::-1][::-1])
+        elif way == 2:
+            appender.append(list(np.moveaxis(array, axis, 0)))
+        else:
+            appender.close()
+            appender = NpyAppendArray(path, header_every=2)
+            appender.append(array.astype(array.dtype.newbyteorder()))
+    appender.close()
+    expected = np.concatenate(arrays, axis=axis)
+    found = np.load(path)
+    assert found.dtype == first.dtype
+    assert found.shape == expected.shape
+    assert np.array_equal(found, expected)
+    assert not tnp.needs_recovery(path)
+    assert tnp.is_appendable(path)

@@ -154,7 +154,7 @@ class NpyAppendArray(_C.Appender):
             return rows
         numpy = sys.modules.get("numpy")  # who has its arrays has imported it
         if numpy is not None and isinstance(rows, (numpy.ndarray, numpy.generic)):
-            return cast(Rows, rows)
+            return cast(Rows, numpy.asanyarray(rows))
         raise ValueError(
             f"{self._name}: expected a tensor, a numpy array or a list of them but "
             f"found {type(rows).__name__}; convert it with torch.tensor()"
