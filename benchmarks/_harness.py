@@ -38,6 +38,7 @@ PACKAGES = (
     "s3torchconnector",
     "boto3",
     "webdataset",
+    "npy_append_array",
 )
 
 

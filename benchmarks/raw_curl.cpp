@@ -1,7 +1,9 @@
-// The limit of benchmarks/remote.py: GETs with libcurl and nothing else. Prints one line of JSON.
+// The limit of benchmarks/remote.py and of the uploads in write.py: GETs and PUTs with libcurl and
+// nothing else. Prints one line of JSON.
 //
 //   raw_curl small BASE COUNT IN_FLIGHT   BASE/000000.npy ...: one thread, one multi handle
 //   raw_curl large URL NBYTES THREADS HUGE   a range each, into one fresh buffer
+//   raw_curl put URL NBYTES PART_NBYTES THREADS   parts of one buffer, one after the other each
 //
 // Over HTTPS the authority's certificate is the file that SSL_CERT_FILE names.
 #include <curl/curl.h>
@@ -180,6 +182,68 @@ void run_large(const std::string& url, size_t nbytes, size_t thread_count, bool 
   print_result(elapsed.count(), cpu_seconds() - cpu, nbytes);
 }
 
+// What a transfer sends.
+struct Origin {
+  const char* data = nullptr;
+  size_t left = 0;
+};
+
+size_t read_from_origin(char* room, size_t, size_t nbytes, void* user) {
+  auto* origin = static_cast<Origin*>(user);
+  nbytes = std::min(nbytes, origin->left);
+  std::memcpy(room, origin->data, nbytes);
+  origin->data += nbytes;
+  origin->left -= nbytes;
+  return nbytes;
+}
+
+size_t ignore_answer(char*, size_t, size_t nbytes, void*) { return nbytes; }
+
+CURL* make_put_handle(const std::string& url, Origin* origin) {
+  CURL* handle = make_handle(nullptr, 65536);
+  curl_easy_setopt(handle, CURLOPT_URL, url.c_str());
+  curl_easy_setopt(handle, CURLOPT_WRITEFUNCTION, ignore_answer);
+  curl_easy_setopt(handle, CURLOPT_UPLOAD, 1L);
+  curl_easy_setopt(handle, CURLOPT_UPLOAD_BUFFERSIZE, 262144L);
+  curl_easy_setopt(handle, CURLOPT_READFUNCTION, read_from_origin);
+  curl_easy_setopt(handle, CURLOPT_READDATA, origin);
+  static curl_slist no_expect{const_cast<char*>("Expect:"), nullptr};
+  curl_easy_setopt(handle, CURLOPT_HTTPHEADER, &no_expect);
+  return handle;
+}
+
+void put(CURL* handle, Origin* origin, const char* data, size_t nbytes) {
+  *origin = {data, nbytes};
+  curl_easy_setopt(handle, CURLOPT_INFILESIZE_LARGE, static_cast<curl_off_t>(nbytes));
+  require(curl_easy_perform(handle));
+}
+
+void run_put(const std::string& url, size_t nbytes, size_t part_nbytes, size_t thread_count) {
+  std::vector<char> memory(nbytes);
+  for (size_t i = 0; i < nbytes; ++i) memory[i] = static_cast<char>(i * 31);
+  std::vector<Origin> origins(thread_count);
+  std::vector<CURL*> handles;
+  for (Origin& origin : origins) {
+    handles.push_back(make_put_handle(url, &origin));
+    put(handles.back(), &origin, memory.data(), 1);  // connects
+  }
+  const double cpu = cpu_seconds();
+  const auto start = Clock::now();
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < thread_count; ++i) {
+    threads.emplace_back([&, i] {
+      for (size_t at = i * part_nbytes; at < nbytes; at += thread_count * part_nbytes) {
+        put(handles[i], &origins[i], memory.data() + at, std::min(part_nbytes, nbytes - at));
+      }
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  const std::chrono::duration<double> elapsed = Clock::now() - start;
+  print_result(elapsed.count(), cpu_seconds() - cpu, nbytes);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -190,6 +254,8 @@ int main(int argc, char** argv) {
       run_small(args[1], std::stoul(args[2]), std::stoul(args[3]));
     } else if (args.size() == 5 && args[0] == "large") {
       run_large(args[1], std::stoul(args[2]), std::stoul(args[3]), args[4] == "1");
+    } else if (args.size() == 5 && args[0] == "put") {
+      run_put(args[1], std::stoul(args[2]), std::stoul(args[3]), std::stoul(args[4]));
     } else {
       std::fprintf(stderr, "usage: see the source\n");
       return 2;

@@ -11,7 +11,10 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-BENCHMARKS = ("decode", "npz", "remote", "memory", "cache", "dataloader", "import_time")
+BENCHMARKS = (
+    *("decode", "npz", "remote", "memory", "cache", "dataloader"),
+    *("append", "text", "import_time"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     "loader_2": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
     "loader_0_20ms": [Goal("8x s3torchconnector", "s3torchconnector", 8)],
     "loader_2_20ms": [Goal("6x s3torchconnector", "s3torchconnector", 6)],
+    "savetxt": [Goal("5x numpy", "numpy", 5)],
+    "loadtxt": [Goal("4x numpy", "numpy", 4)],
+    "append_row": [Goal("10x npy-append-array", "npy-append-array", 10)],
+    "append_batch": [Goal("0.9x the limit", "limit", 0.9)],
     "memory": [Ceiling("32 MiB", 32)],
     "import": [Ceiling("30 ms", 30)],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # What the machine sets must not reach the tests, nor the programs that they start.
 for _name in list(os.environ):
@@ -18,6 +19,7 @@ import trustme  # noqa: E402
 from servers.http import ObjectServer  # noqa: E402
 from servers.moto import MotoServer  # noqa: E402
 from servers.s3 import S3Server  # noqa: E402
+from support import Ended, Run  # noqa: E402
 
 import torchnpy as tnp  # noqa: E402
 
@@ -86,6 +88,31 @@ def moto() -> Iterator[MotoServer]:
     running = MotoServer()
     yield running
     running.close()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command line, in an empty folder."""
+    from torchnpy.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Ended:
+        exit_status = main(list(map(str, arguments)))
+        return Ended(exit_status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def s3(run: Run, s3_server: S3Server, credentials: None) -> Run:
+    """The same with the local S3 server."""
+    return lambda *arguments: run("--endpoint", s3_server.url, "--retries", "2", *arguments)
+
+
+@pytest.fixture
+def cp(s3: Run) -> Run:
+    return lambda *arguments: s3("cp", *arguments)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import textwrap
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -85,6 +85,33 @@ class Pipe(io.RawIOBase):
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Values that no two tests share by accident."""
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+class Ended(NamedTuple):
+    """What a command of the command line left."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[Any]:
+        """What --json printed."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Of ``cp --json``, by source."""
+        return {row["source"]: row["outcome"] for row in self.rows}
+
+
+Run: TypeAlias = Callable[..., Ended]
+
+
+def files(folder: str | Path) -> dict[str, bytes]:
+    """All below it, by their names."""
+    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def name_in(url: str) -> str:

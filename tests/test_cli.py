@@ -3,55 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from servers.http import ObjectServer, cut, damage, status
 from servers.s3 import S3Server
-from support import Script, npy, npz, start_script, zipped
+from support import Run, Script, npy, npz, start_script, zipped
 
 from torchnpy.cli import main
 
 RUN = "import sys; from torchnpy.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[Any]:
-        """What --json printed."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Ended:
-        exit_status = main(list(map(str, arguments)))
-        return Ended(exit_status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def s3(run: Run, s3_server: S3Server, credentials: None) -> Run:
-    """The same with the local S3 server."""
-    return lambda *arguments: run("--endpoint", s3_server.url, "--retries", "2", *arguments)
 
 
 # info

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from servers.http import ObjectServer, cut, edit, status
 from servers.s3 import S3Server
-from support import npy, start_script
-from test_cli import Ended, Run
+from support import Ended, Run, files, npy, start_script
 
-from torchnpy.cli import main, transfer
+from torchnpy.cli import transfer
 
 MODIFIED = "Mon, 06 May 2024 07:08:09 GMT"
 MODIFIED_S = 1714979289  # of the S3 server's listings, too
@@ -29,40 +28,14 @@ SCRIPT = """
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Ended:
-        exit_status = main(list(map(str, arguments)))
-        return Ended(exit_status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def cp(run: Run, s3_server: S3Server, credentials: None) -> Run:
-    return lambda *arguments: run("cp", "--endpoint", s3_server.url, "--retries", "2", *arguments)
-
-
-@pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> int:
     """Copies in pieces of so many bytes."""
     monkeypatch.setattr(transfer, "PIECE_NBYTES", 100_000)
     return 100_000
 
 
-def noise(nbytes: int, seed: int = 0) -> bytes:
+def random_bytes(nbytes: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(nbytes)
-
-
-def files(folder: str | Path) -> dict[str, bytes]:
-    """All below it, unfinished ones too."""
-    found = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
-def outcomes(ended: Ended) -> dict[str, str]:
-    return {row["source"]: row["outcome"] for row in ended.rows}
 
 
 # Names
@@ -194,10 +167,10 @@ def test_folders_need_recursive(cp: Run) -> None:
 
 def test_what_is_there_and_equal_is_left_alone(cp: Run, s3_server: S3Server) -> None:
     url = s3_server.put_key("a/x", b"1234")
-    assert outcomes(cp("-r", "--json", "s3://bucket/a", "out")) == {url: "copied"}
+    assert cp("-r", "--json", "s3://bucket/a", "out").outcomes == {url: "copied"}
 
     def again(*options: str) -> str:
-        return outcomes(cp("-r", "--json", *options, "s3://bucket/a", "out"))[url]
+        return cp("-r", "--json", *options, "s3://bucket/a", "out").outcomes[url]
 
     assert again() == "skipped"
     assert again("--force") == "copied"
@@ -211,7 +184,7 @@ def test_what_is_there_and_equal_is_left_alone(cp: Run, s3_server: S3Server) -> 
 
 
 def test_one_object_asks_the_store_before_it_is_left_alone(run: Run, server: ObjectServer) -> None:
-    url = server.put("/x", noise(50_000))
+    url = server.put("/x", random_bytes(50_000))
     server.always("/x", edit(Last_Modified=MODIFIED))
     assert run("cp", "--json", url, "x").rows[0]["outcome"] == "copied"
     assert Path("x").stat().st_mtime == MODIFIED_S
@@ -264,7 +237,7 @@ def test_fail_fast_ends_with_the_first(cp: Run, s3_server: S3Server) -> None:
 def test_a_full_disk_leaves_the_old_file(cp: Run, s3_server: S3Server) -> None:
     import resource
 
-    url = s3_server.put_key("x", noise(50_000))
+    url = s3_server.put_key("x", random_bytes(50_000))
     Path("x").write_bytes(b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -284,13 +257,13 @@ def test_a_full_disk_leaves_the_old_file(cp: Run, s3_server: S3Server) -> None:
 
 @pytest.mark.parametrize("nbytes", [99_999, 100_000, 100_001, 1_000_000])
 def test_large_objects_arrive_whole(cp: Run, s3_server: S3Server, pieces: int, nbytes: int) -> None:
-    body = noise(nbytes)
+    body = random_bytes(nbytes)
     assert cp(s3_server.put_key("x", body), "x").status == 0
     assert files(".") == {"x": body}
 
 
 def test_memory_is_bounded_by_pieces(cp: Run, s3_server: S3Server, pieces: int) -> None:
-    cp(s3_server.put_key("x", noise(1_000_000)), "x")
+    cp(s3_server.put_key("x", random_bytes(1_000_000)), "x")
     spans = [request.range.removeprefix("bytes=").split("-") for request in s3_server.requests]
     assert max(int(end) - int(begin) + 1 for begin, end in spans) <= pieces
     assert len(spans) >= 10
@@ -299,7 +272,7 @@ def test_memory_is_bounded_by_pieces(cp: Run, s3_server: S3Server, pieces: int) 
 def test_an_object_that_changes_meanwhile_is_never_mixed(
     cp: Run, s3_server: S3Server, pieces: int
 ) -> None:
-    old, new = noise(500_000, 1), noise(500_000, 2)
+    old, new = random_bytes(500_000, 1), random_bytes(500_000, 2)
     url = s3_server.put_key("x", old)
 
     def change(_: object, answer: object) -> object:
@@ -328,7 +301,7 @@ def half(
     cp: Run, s3_server: S3Server, pieces: int, request: pytest.FixtureRequest
 ) -> Callable[[], Ended]:
     """A copy of 1 MB that was ended by a signal half way; gives the copy that goes on."""
-    body = noise(1_000_000)
+    body = random_bytes(1_000_000)
     url = s3_server.put_key("x", body)
     s3_server.fail("/bucket/x", None, None, None, None, None, cut(10, "stall"))
     # A script has a working directory of its own.
@@ -353,14 +326,14 @@ def test_an_interrupted_copy_goes_on(half: Callable[[], Ended]) -> None:
     ended = half()
     assert ended.status == 0
     assert ended.rows[0]["nbytes"] == 1_000_000 - there
-    assert files(".") == {"x": noise(1_000_000)}
+    assert files(".") == {"x": random_bytes(1_000_000)}
 
 
 @ONE
 def test_another_version_begins_anew(half: Callable[[], Ended], s3_server: S3Server) -> None:
-    s3_server.put_key("x", noise(1_000_000, 9))  # as long as the first
+    s3_server.put_key("x", random_bytes(1_000_000, 9))  # as long as the first
     assert half().rows[0]["nbytes"] == 1_000_000
-    assert files(".") == {"x": noise(1_000_000, 9)}
+    assert files(".") == {"x": random_bytes(1_000_000, 9)}
 
 
 @ONE
@@ -370,11 +343,11 @@ def test_a_broken_note_begins_anew(half: Callable[[], Ended]) -> None:
     for text in ("{", "[]", json.dumps(known | {"nbytes": "x"}), json.dumps({"nbytes": 5})):
         note.write_text(text)
     assert half().rows[0]["nbytes"] == 1_000_000
-    assert files(".") == {"x": noise(1_000_000)}
+    assert files(".") == {"x": random_bytes(1_000_000)}
 
 
 def test_two_copies_to_one_file_at_once_are_refused(cp: Run, s3_server: S3Server) -> None:
-    url = s3_server.put_key("x", noise(1000))
+    url = s3_server.put_key("x", random_bytes(1000))
     from torchnpy.cli.folder import Folder
 
     folder = Folder(".")

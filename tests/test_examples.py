@@ -65,6 +65,15 @@ def test_throughput_draws_what_was_loaded(tmp_path: Path) -> None:
     assert (tmp_path / "throughput.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_formats_compares_them_in_a_table_and_a_picture(tmp_path: Path) -> None:
+    out = run_example("formats.py", "--rows", 200, "--rounds", 1, "--output", tmp_path)
+    names = ["text", "gzip text", "npy", "npz", "compressed npz", "pickle"]
+    found = re.findall(r"^(\w[\w ]*?) +([\d.]+)(?: +([\d.]+|-)){4}$", out, re.MULTILINE)
+    assert [name for name, *_ in found] == names
+    assert float(found[1][1]) < float(found[0][1])  # megabytes
+    assert (tmp_path / "formats.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_botocore_credentials_load_in_workers() -> None:
     assert "Loaded 16 arrays from " in run_example("botocore_credentials.py")
 

@@ -30,7 +30,7 @@ LIBRARIES = {
     "json": (r"nlohmann/", r"transport/credentials_parse\.cpp"),
     "codec": (
         r"zlib|libdeflate|zstd|lzma|bzlib|brotli|lz4|isa-l|boost/crc",
-        r"format/deflate(_write)?\.cpp|base/checksum\.cpp",
+        r"format/(deflate(_write)?|gzip)\.cpp|base/checksum\.cpp",
     ),
     "torch": (r"(ATen|torch|c10)/", r"(torch|python)/.*"),
     "pybind11": (r"pybind11/|Python\.h|torch/csrc/utils/pybind\.h", r"python/.*"),
@@ -38,7 +38,7 @@ LIBRARIES = {
 
 SYSTEM_HEADER = re.compile(
     r"[a-z_]+|(sys|netinet|arpa|linux)/\w+\.h"
-    r"|(dirent|dlfcn|errno|fcntl|limits|netdb|poll|pthread|pwd|sched|signal|spawn|stdio|stdlib|string"
+    r"|(dirent|dlfcn|errno|fcntl|limits|locale|netdb|poll|pthread|pwd|sched|signal|spawn|stdio|stdlib|string"
     r"|strings|time|unistd)\.h"
 )
 

@@ -60,6 +60,10 @@ def _fake_save(url: str, array: torch.Tensor) -> None:
     pass
 
 
+def _fake_append(path: str, rows: torch.Tensor) -> None:
+    pass
+
+
 # In Python: a Meta kernel of an op without tensor arguments is never reached.
 for _fake in (
     _fake_load,
@@ -72,5 +76,6 @@ for _fake in (
     _fake_fetch,
     _fake_decode,
     _fake_save,
+    _fake_append,
 ):
     torch.library.register_fake(_fake.__name__.replace("_fake_", "npy::"), _fake)

@@ -70,11 +70,11 @@ def decode(encoded: bytes) -> str:
     return os.fsdecode(encoded)
 
 
-def is_url(source: Source) -> TypeGuard[Url]:
+def is_url(source: object) -> TypeGuard[Url]:
     return isinstance(source, (str, os.PathLike))
 
 
-def is_stream(source: Source) -> TypeGuard[BinaryIO]:
+def is_stream(source: object) -> TypeGuard[BinaryIO]:
     return hasattr(source, "read") and not isinstance(source, _mmap.mmap)
 
 

@@ -29,8 +29,7 @@ constexpr size_t kCollectedNbytes = 256 << 10;
 constexpr size_t kGatheredNbytes = 4 << 20;
 constexpr auto kBetweenChecks = std::chrono::milliseconds(50);
 
-// Of a kind, a size and a byte order: what an array must share with the file. Names of fields
-// count.
+// Whether the elements are the same bytes with the same meaning, names of fields included.
 bool is_same(const Dtype& a, const Dtype& b) {
   if (a.type != b.type || a.itemsize != b.itemsize || a.unit != b.unit) return false;
   if (a.big_endian != b.big_endian && a.itemsize > 1) return false;
@@ -95,7 +94,9 @@ class Appender::Append {
  public:
   Append(Appender& appender, uint64_t nbytes)
       : appender_(appender), begin_(appender.data_end()), wanted_nbytes_(nbytes) {
-    if (wanted_nbytes_ > kMaxWriteNbytes) scope_.emplace();
+    if (wanted_nbytes_ <= kMaxWriteNbytes) return;
+    scope_.emplace();
+    checked_ = std::chrono::steady_clock::now();
   }
   ~Append() {
     if (is_finished_ || (written_nbytes_ == 0 && !is_cut_)) return;
@@ -176,7 +177,7 @@ class Appender::Append {
   bool is_finished_ = false;
   std::vector<uint8_t> collected_;
   std::optional<WaitScope> scope_;
-  std::chrono::steady_clock::time_point checked_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point checked_;
 };
 
 Appender::Appender(std::string path, AppenderOptions options)

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -65,10 +66,9 @@ class MappedSlot {
 
  private:
   static bool overwrites_in_place(int fd) {
-    constexpr decltype(std::declval<struct statfs>().f_type) kExt4 = 0xEF53, kTmpfs = 0x01021994;
-    struct statfs status;
-    if (::fstatfs(fd, &status) != 0) return false;
-    return status.f_type == kExt4 || status.f_type == kTmpfs;
+    struct statfs system;
+    if (::fstatfs(fd, &system) != 0) return false;
+    return system.f_type == EXT4_SUPER_MAGIC || system.f_type == TMPFS_MAGIC;
   }
 
   uint8_t* page_ = nullptr;

@@ -58,20 +58,19 @@ std::unique_ptr<GrowingFile> open_growing_file(const std::string& path, FileAcce
 using OpenGrowingFile =
     std::function<std::unique_ptr<GrowingFile>(const std::string& path, FileAccess access)>;
 
-// Runs `run`; names the file in what it throws, where that is not named.
+// Runs `run`, and names the file in what it throws; errors of the system and of locks name it.
 template <typename Run>
 auto with_file_name(const std::string& path, Run run) {
-  const auto add_name = [&path](Error& error) { error.add_context(path); };
   try {
     return run();
-  } catch (FormatError& error) {
-    add_name(error);
+  } catch (const TransportError&) {
     throw;
-  } catch (ArgumentError& error) {
-    add_name(error);
+  } catch (const LockError&) {
     throw;
-  } catch (UnsupportedError& error) {
-    add_name(error);
+  } catch (const InterruptedError&) {
+    throw;
+  } catch (Error& error) {
+    error.add_context(path);
     throw;
   }
 }

@@ -106,13 +106,15 @@ class Block final : public OrderedJobs::Job {
 
   bool is_first() const { return offset == 0; }
   bool is_last() const { return nbytes == member->npy.nbytes() - offset; }
+  // Whether it is part of the member's checksum and size, or is there again to be written.
+  bool counts() const { return member->way != Way::kTwice || task == Task::kChecksum; }
   // That it holds at most, once it has run.
   uint64_t memory_nbytes() const {
     const uint64_t overhead = is_first() ? kMemberNbytes : 0;
     return task == Task::kChecksum ? overhead : overhead + deflate_bound(nbytes);
   }
   uint64_t cost_ns() const {
-    if (task == Task::kDeflate) return nbytes * (member->level <= kDefaultDeflateLevel ? 2 : 30);
+    if (task == Task::kDeflate) return 4 * nbytes;
     return member->npy.whole() ? nbytes / 10 : nbytes;
   }
 
@@ -124,7 +126,7 @@ class Block final : public OrderedJobs::Job {
       member->npy.copy(offset, copy.bytes);
       bytes = copy.bytes;
     }
-    if (task != Task::kCopy || member->way == Way::kHeld) checksum = crc32(*bytes);
+    if (counts()) checksum = crc32(*bytes);
     if (task == Task::kCopy) {
       outcome = {*bytes, copy.owner};
     } else if (task == Task::kDeflate) {
@@ -325,14 +327,15 @@ class NpzWriter::State {
     }
   }
 
-  void count(const Block& block) {
+  static void count(const Block& block) {
+    if (!block.counts()) return;
     ZipMember& zip = block.member->zip;
-    const bool is_stored = block.member->level == 0;
-    const bool is_again = block.member->way == Way::kTwice && block.task == Task::kCopy;
-    if (is_again) return;
-    zip.crc32 = static_cast<uint32_t>(
-        combine_crcs(ChecksumKind::kCrc32, zip.crc32, block.checksum, block.nbytes));
-    zip.compressed_nbytes += is_stored ? block.nbytes : block.outcome.bytes.size();
+    zip.crc32 = block.is_first()
+                    ? block.checksum
+                    : static_cast<uint32_t>(combine_crcs(ChecksumKind::kCrc32, zip.crc32,
+                                                         block.checksum, block.nbytes));
+    zip.compressed_nbytes +=
+        block.task == Task::kDeflate ? block.outcome.bytes.size() : block.nbytes;
   }
 
   void write_header(Member& member) {

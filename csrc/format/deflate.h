@@ -26,11 +26,10 @@ void inflate(ByteView compressed, MutableBytes out, Codec codec = kDefaultCodec)
 // for a broken stream.
 size_t inflate_prefix(ByteView compressed, MutableBytes out);
 
-// How hard to compress, 1 (fastest) to kMaxDeflateLevel (smallest). Each is faster than zlib's
-// level of that number and, but for 1, gives about its size or less:
-//   1 and 2   ISA-L's 1 and 2; 3 is 2
-//   4 to 7    libdeflate's 1, 5, 6 and 7; without the library zlib's 4 to 7
-//   8 and 9   libdeflate's 10 and 12; without the library zlib's 8 and 9
+// How hard to compress: 1 (fastest) to kMaxDeflateLevel (smallest). 1 to 3 are ISA-L's 1, 2 and 2;
+// 4 to 7 libdeflate's 1, 5, 6 and 7; 8 and 9 its 10 and 12. Without libdeflate 4 to 9 are zlib's.
+// Chosen by what they give of arrays (docs/format.md): ISA-L's 3 and libdeflate's 8 and 9 take
+// longer than their neighbours and give no less.
 inline constexpr int kDefaultDeflateLevel = 2;
 inline constexpr int kMaxDeflateLevel = 9;
 

@@ -158,7 +158,8 @@ size_t deflate_hard(ByteView block, bool is_last, int level, MutableBytes out) {
 }  // namespace
 
 uint64_t deflate_block_nbytes(int level) {
-  return level <= kMaxIsalLevel ? uint64_t{1} << 20 : uint64_t{512} << 10;
+  if (level <= kMaxIsalLevel) return 1 << 20;
+  return level < 8 ? 512 << 10 : 256 << 10;
 }
 
 uint64_t deflate_bound(uint64_t block_nbytes) {

@@ -139,12 +139,14 @@ bool take(std::string_view& text, std::string_view token) {
   return true;
 }
 
-// Takes `(3, 4)`, as Python prints it, up to the closing bracket.
+// Takes `(3, 4)`, as Python prints it, up to the closing bracket. A count that may grow has blanks
+// before it (growing_header.h).
 bool take_usual_shape(std::string_view& text, std::vector<uint64_t>& shape) {
   constexpr size_t kDigits = 18;  // as many as always fit
   shape.reserve(4);
   bool ends_in_comma = true;
   while (ends_in_comma && !text.starts_with(')')) {
+    text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
     uint64_t dimension = 0;
     size_t digits = 0;
     for (; digits < text.size() && text[digits] >= '0' && text[digits] <= '9'; ++digits) {

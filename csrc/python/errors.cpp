@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "python/gil.h"
+#include "torch/append.h"
 
 namespace torchnpy {
 namespace {
@@ -52,6 +53,8 @@ void translate(std::exception_ptr error) {
     raise_text(PyExc_MemoryError, e.what());
   } catch (const ArgumentError& e) {
     raise_text(PyExc_ValueError, e.what());
+  } catch (const CastError& e) {
+    raise_text(PyExc_TypeError, e.what());
   }
 }
 

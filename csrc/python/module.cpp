@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/wait.h"
+#include "python/append.h"
 #include "python/batch.h"
 #include "python/convert.h"
 #include "python/credentials.h"
@@ -17,6 +18,7 @@
 #include "python/rows.h"
 #include "python/save.h"
 #include "python/target.h"
+#include "python/text_tables.h"
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
@@ -323,9 +325,11 @@ PYBIND11_MODULE(_C, m) {
   bind_npz(m);
   bind_batches(m);
   bind_rows(m);
+  bind_append(m);
   bind_texts(m);
   bind_destinations(m);
   bind_save(m);
+  bind_text_tables(m);
   bind_targets(m);
   m.def("begins_as_zip", [](const py::object& data, const std::string& name) {
     return read_bytes(data, name, begins_as_zip);

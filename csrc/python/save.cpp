@@ -1,8 +1,10 @@
 #include "python/save.h"
 
+#include <ATen/Parallel.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -81,6 +83,7 @@ void save_archive(const Destination& destination,
   without_gil([&] {
     NpzWriterOptions options;
     options.level = level.value_or(kDefaultDeflateLevel);
+    options.threads = std::clamp(at::get_num_threads(), 1, kMaxThreads);
     const std::unique_ptr<Target> target = destination.create(std::nullopt);
     NpzWriter writer(*target, options);
     for (const auto& [name, array] : members) writer.add(name, array);

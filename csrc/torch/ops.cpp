@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "torch/append.h"
 #include "torch/load.h"
 #include "torch/npz.h"
 #include "torch/save.h"
@@ -123,6 +124,8 @@ void save_op(const std::string& url, const at::Tensor& array) {
   save(*Client::default_client(), url, array);
 }
 
+void append_op(const std::string& path, const at::Tensor& rows) { append(path, rows); }
+
 }  // namespace
 
 TORCH_LIBRARY(npy, m) {
@@ -142,6 +145,7 @@ TORCH_LIBRARY(npy, m) {
   define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
   define("decode(Tensor data) -> Tensor", {kDynamicShape});
   define("save(str url, Tensor array) -> ()", {});
+  define("append(str path, Tensor rows) -> ()", {});
 }
 
 TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
@@ -155,6 +159,7 @@ TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {
   m.impl("fetch", fetch_op);
   m.impl("decode", decode_op);
   m.impl("save", save_op);
+  m.impl("append", append_op);
 }
 
 }  // namespace torchnpy

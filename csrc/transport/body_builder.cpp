@@ -113,4 +113,9 @@ HttpBody BodyBuilder::take() {
   return std::exchange(body_, {});
 }
 
+void BodyBuilder::clear() {
+  staged_nbytes_ = 0;
+  body_ = {};
+}
+
 }  // namespace torchnpy

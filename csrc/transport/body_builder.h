@@ -29,6 +29,8 @@ class BodyBuilder {
   uint64_t nbytes() const { return body_.nbytes() + staged_nbytes_; }
   // All since the last call.
   HttpBody take();
+  // Forgets that.
+  void clear();
 
  private:
   using Chunks = std::vector<OwnedBytes>;

@@ -12,6 +12,7 @@
 #include "transport/file.h"
 #include "transport/file_target.h"
 #include "transport/http.h"
+#include "transport/local_path.h"
 #include "transport/metrics.h"
 #include "transport/s3.h"
 #include "transport/upload.h"
@@ -264,24 +265,7 @@ class ClientImpl : public Client {
     if (scheme == "http" || scheme == "https") {
       return {with_name(display(url), [&] { return make_plain_object(url, options_); }), {}};
     }
-    if (!scheme.empty() && scheme != "file") {
-      throw ArgumentError(fmt::format(
-          "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
-          "like a URL as ./{}:/...",
-          scheme, scheme));
-    }
-    if (scheme.empty() && looks_like_url(url)) {
-      throw ArgumentError(fmt::format(
-          "{}: expected s3://, http://, https://, file:// or a path but found something like a "
-          "URL; write a path a://b as ./a:/b",
-          display(url)));
-    }
-    std::string path = scheme == "file" ? parse_file_url(url) : url;
-    if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
-    if (path.find('\0') != std::string::npos) {
-      throw ArgumentError("expected a path but found one with a NUL byte");
-    }
-    return {nullptr, std::move(path)};
+    return {nullptr, local_path(url)};
   }
 
   std::shared_ptr<Source> open_object(std::shared_ptr<HttpObject> object, bool mmap) {
@@ -308,6 +292,33 @@ std::string display_name(const std::string& url) {
   const std::string scheme = find_scheme(url);
   const bool has_no_secrets = scheme == "s3" || scheme == "file";
   return has_no_secrets || (scheme.empty() && !looks_like_url(url)) ? url : display(url);
+}
+
+std::string local_path(const std::string& url) {
+  const std::string scheme = find_scheme(url);
+  if (scheme == "s3" || scheme == "http" || scheme == "https") {
+    throw ArgumentError(fmt::format(
+        "{}: expected a local file but found an object of a server, which is written whole",
+        display_name(url)));
+  }
+  if (!scheme.empty() && scheme != "file") {
+    throw ArgumentError(fmt::format(
+        "{}://: expected s3://, http://, https://, file:// or a path; write a path that looks "
+        "like a URL as ./{}:/...",
+        scheme, scheme));
+  }
+  if (scheme.empty() && looks_like_url(url)) {
+    throw ArgumentError(fmt::format(
+        "{}: expected s3://, http://, https://, file:// or a path but found something like a "
+        "URL; write a path a://b as ./a:/b",
+        display(url)));
+  }
+  std::string path = scheme == "file" ? parse_file_url(url) : url;
+  if (path.empty()) throw ArgumentError("expected a URL or a path but found an empty string");
+  if (path.find('\0') != std::string::npos) {
+    throw ArgumentError("expected a path but found one with a NUL byte");
+  }
+  return path;
 }
 
 std::shared_ptr<Client> Client::make(ClientOptions options) {

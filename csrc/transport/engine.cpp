@@ -7,12 +7,24 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "transport/engine_state.h"
 #include "transport/reactor.h"
 
 namespace torchnpy {
+
+namespace {
+
+// Under process_mutex(). Leaked: threads may outlive statics.
+std::vector<void (*)() noexcept>& shutdown_hooks() {
+  static auto* const hooks = new std::vector<void (*)() noexcept>;
+  return *hooks;
+}
+
+}  // namespace
 
 std::atomic<Engine*> Engine::current_{nullptr};
 
@@ -241,8 +253,22 @@ void cancel_jobs(const void* owner, const void* key, const Job* spared) {
   if (Engine* engine = Engine::existing()) engine->cancel(owner, key, spared);
 }
 
+void add_shutdown_hook(void (*hook)() noexcept) {
+  const std::lock_guard lock(process_mutex());
+  auto& hooks = shutdown_hooks();
+  if (std::ranges::find(hooks, hook) == hooks.end()) hooks.push_back(hook);
+}
+
 void shutdown_engine() {
-  if (Engine* engine = Engine::existing()) engine->stop();
+  Engine* const engine = Engine::existing();
+  if (engine == nullptr) return;
+  std::vector<void (*)() noexcept> hooks;
+  {
+    const std::lock_guard lock(process_mutex());
+    hooks = shutdown_hooks();
+  }
+  for (const auto hook : hooks) hook();
+  engine->stop();
 }
 
 }  // namespace torchnpy

@@ -135,6 +135,9 @@ void submit_job(std::unique_ptr<Job> job);
 // thread.
 void cancel_jobs(const void* owner, const void* key, const Job* spared = nullptr);
 
+// `hook` is called when shutdown_engine() begins, to submit farewells. Once for each.
+void add_shutdown_hook(void (*hook)() noexcept);
+
 // Ends all jobs with InterruptedError and joins the I/O threads, for the end of the process.
 // Farewells have two seconds before. Idempotent. Also registered with std::atexit; call it earlier
 // where finish() needs more than C++ (an interpreter). Does nothing for an engine that was

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -24,6 +25,13 @@ namespace {
 constexpr uint64_t kMinMappedNbytes = 256 << 10;
 // Of one system call, so that a cancelled read ends soon.
 constexpr size_t kMaxReadNbytes = 8 << 20;
+constexpr size_t kFrontNbytes = 4096;
+
+// The first bytes of a file as they were before its size was asked for. One that grows counts in
+// its header what was written before (docs/append.md): a header that is newer than the size would
+// count rows that are not there yet, and one that is parsed where it is mapped may change
+// meanwhile.
+using Front = std::vector<uint8_t>;
 
 [[noreturn]] void fail(const std::string& path, std::string_view what, int error) {
   using Kind = TransportError::Kind;
@@ -72,9 +80,18 @@ size_t read_some(const std::string& path, int fd, MutableBytes room, uint64_t of
   }
 }
 
-OwnedBytes read_whole(const std::string& path, int fd, uint64_t nbytes) {
+// Empty where it cannot be read; who reads on, or asks what it is, gets the reason.
+Front read_front(int fd) {
+  Front front(kFrontNbytes);
+  const ssize_t nbytes = ::pread(fd, front.data(), front.size(), 0);
+  front.resize(static_cast<size_t>(std::max<ssize_t>(nbytes, 0)));
+  return front;
+}
+
+OwnedBytes read_whole(const std::string& path, int fd, uint64_t nbytes, const Front& front) {
   OwnedBytes content = allocate_bytes(nbytes);
-  uint64_t filled = 0;
+  uint64_t filled = std::min<uint64_t>(front.size(), nbytes);
+  std::copy_n(front.begin(), filled, content.bytes.begin());
   while (filled < nbytes) {
     const size_t got = read_some(path, fd, content.bytes.subspan(filled), filled);
     if (got == 0) break;  // truncated since fstat
@@ -150,7 +167,7 @@ class FileSource : public Source {
       : path_(std::move(path)), fd_(std::move(fd)), nbytes_(nbytes) {}
 
   const std::string& name() const override { return path_; }
-  std::optional<uint64_t> nbytes() const override { return nbytes_; }
+  std::optional<uint64_t> nbytes() const override { return largest_nbytes(); }
   std::optional<OwnedBytes> view(uint64_t, uint64_t) override { return std::nullopt; }
 
   std::optional<OwnedBytes> peek(uint64_t offset, uint64_t nbytes) override {
@@ -158,7 +175,8 @@ class FileSource : public Source {
     if (::fstat(fd_.get(), &status) != 0) return std::nullopt;
     if (static_cast<uint64_t>(status.st_size) < offset + nbytes) return std::nullopt;
     std::optional<OwnedBytes> all = mapping();
-    if (!all) return std::nullopt;
+    // It may have grown since it was mapped.
+    if (!all || all->bytes.size() < offset + nbytes) return std::nullopt;
     return OwnedBytes{all->bytes.subspan(offset, nbytes), std::move(all->owner)};
   }
 
@@ -178,7 +196,7 @@ class FileSource : public Source {
     std::exception_ptr error;
     try {
       const Reading reading(*this, sink);
-      auto [offset, end] = clip(range, nbytes_);
+      auto [offset, end] = clip(range, largest_nbytes());
       while (offset < end) {
         reading.check();
         const MutableBytes room = sink.room(offset, end - offset);
@@ -201,13 +219,23 @@ class FileSource : public Source {
   }
 
  private:
+  // What a header counts, of a file that grows, is there when the header has been read. Of one that
+  // becomes shorter it stays: who reads what is gone finds that the file ends early.
+  uint64_t largest_nbytes() const {
+    const uint64_t now = check_regular(path_, fd_.get());
+    uint64_t seen = nbytes_;
+    while (now > seen && !nbytes_.compare_exchange_weak(seen, now)) {
+    }
+    return std::max(now, seen);
+  }
+
   // Made at first use. What is copied out of it lies anywhere: the kernel shall not read ahead.
   std::optional<OwnedBytes> mapping() {
     {
       const std::lock_guard lock(process_mutex());
       if (mapping_) return mapping_;
     }
-    std::optional<OwnedBytes> made = map(fd_.get(), nbytes_);
+    std::optional<OwnedBytes> made = map(fd_.get(), largest_nbytes());
     if (!made) return std::nullopt;
     ::madvise(made->bytes.data(), made->bytes.size(), MADV_RANDOM);
     const std::lock_guard lock(process_mutex());
@@ -253,7 +281,7 @@ class FileSource : public Source {
 
   const std::string path_;
   const Descriptor fd_;
-  const uint64_t nbytes_;
+  mutable std::atomic<uint64_t> nbytes_;
   std::vector<Sink*> reading_;         // under process_mutex(), as is
   std::optional<OwnedBytes> mapping_;  // whole; empty before peek()
 };
@@ -262,12 +290,14 @@ class FileSource : public Source {
 
 std::shared_ptr<Source> open_file(const std::string& path, bool mmap) {
   Descriptor fd = open_descriptor(path);
+  const Front front = read_front(fd.get());
   const uint64_t nbytes = check_regular(path, fd.get());
   if (nbytes < kMinMappedNbytes) {
-    return make_memory_source(path, read_whole(path, fd.get(), nbytes));
+    return make_memory_source(path, read_whole(path, fd.get(), nbytes, front));
   }
   if (mmap) {
     if (auto content = map(fd.get(), nbytes)) {
+      std::ranges::copy(front, content->bytes.begin());  // into a page of our own
       return make_memory_source(path, std::move(*content));
     }
   }

@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <list>
 #include <mutex>
 #include <utility>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/wait.h"
 #include "transport/http_send.h"
@@ -19,9 +22,48 @@ namespace {
 constexpr uint64_t kMaxCopiedNbytes = 64 << 20;
 constexpr double kAbortLimit_s = 10;
 
+template <typename Parse>
+auto parse_named(const HttpObject& object, Parse parse) {
+  try {
+    return parse();
+  } catch (TransportError& error) {
+    error.add_context(object.name());
+    throw;
+  }
+}
+
+}  // namespace
+
+// What is shared with the jobs, and with who ends the process.
+struct MultipartUpload::State {
+  struct Answer {
+    size_t index = 0;
+    SendResult result;
+  };
+
+  // Not twice, and not where it is the parent's.
+  void abort() noexcept;
+
+  std::shared_ptr<HttpObject> object;
+  std::shared_ptr<HttpContext> context;
+  S3Upload upload;
+  const uint64_t forks = fork_count();
+  std::atomic<bool> has_ended{false};
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Answer> answers;  // that nobody has looked at
+
+  // Those under way, under process_mutex(). Leaked: they may outlive statics.
+  static std::list<std::weak_ptr<State>>& all() {
+    static auto* const states = new std::list<std::weak_ptr<State>>;
+    return *states;
+  }
+};
+
 // Nobody waits for it but the end of the process.
-void abort_upload(const std::shared_ptr<HttpObject>& object,
-                  const std::shared_ptr<HttpContext>& context, const S3Upload& upload) {
+void MultipartUpload::State::abort() noexcept try {
+  if (forks != fork_count() || has_ended.exchange(true)) return;
+  cancel_jobs(this, this);
   SendOptions options{"abandoning the upload"};
   options.limit_s = kAbortLimit_s;
   options.is_farewell = true;
@@ -39,30 +81,19 @@ void abort_upload(const std::shared_ptr<HttpObject>& object,
   };
   submit_job(std::make_unique<HttpSend>(object, context, make_upload_abort(upload),
                                         std::move(options), nullptr, warn));
+} catch (...) {  // the process ends: a rule of the bucket removes the parts
 }
 
-template <typename Parse>
-auto parse_named(const HttpObject& object, Parse parse) {
-  try {
-    return parse();
-  } catch (TransportError& error) {
-    error.add_context(object.name());
-    throw;
+void MultipartUpload::abandon_all() noexcept {
+  std::list<std::weak_ptr<State>> states;
+  {
+    const std::lock_guard lock(process_mutex());
+    states.swap(State::all());
+  }
+  for (const std::weak_ptr<State>& state : states) {
+    if (const auto alive = state.lock()) alive->abort();
   }
 }
-
-}  // namespace
-
-// What the jobs leave.
-struct MultipartUpload::State {
-  struct Answer {
-    size_t index = 0;
-    SendResult result;
-  };
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<Answer> answers;  // that nobody has looked at
-};
 
 MultipartUpload::MultipartUpload(std::shared_ptr<HttpObject> object,
                                  std::shared_ptr<HttpContext> context, bool if_none_match)
@@ -74,7 +105,15 @@ MultipartUpload::MultipartUpload(std::shared_ptr<HttpObject> object,
   const SendResult result =
       send_and_wait(object_, context_, make_upload_begin(), {"beginning the upload"});
   if (result.error) std::rethrow_exception(result.error);
-  upload_ = parse_named(*object_, [&] { return parse_upload_begun(result.response); });
+  state_->object = object_;
+  state_->context = context_;
+  state_->upload = parse_named(*object_, [&] { return parse_upload_begun(result.response); });
+  add_shutdown_hook(abandon_all);
+  {
+    const std::lock_guard lock(process_mutex());
+    State::all().remove_if([](const auto& state) { return state.expired(); });
+    State::all().push_back(state_);
+  }
   // As for reads: more at once cost CPU time nearby and bring nothing.
   constexpr std::chrono::milliseconds kNear(5);
   constexpr int kPerThread = 8;
@@ -113,7 +152,8 @@ void MultipartUpload::settle() {
     if (!answer.result.error) {
       try {
         parts_[answer.index] = parse_named(*object_, [&] {
-          return parse_part_put(upload_, answer.result.response, part->crc32c, part->body.nbytes());
+          return parse_part_put(state_->upload, answer.result.response, part->crc32c,
+                                part->body.nbytes());
         });
         continue;
       } catch (const Error&) {
@@ -127,7 +167,7 @@ void MultipartUpload::settle() {
 
 void MultipartUpload::submit(size_t index) {
   const Part& part = *sending_[index];
-  HttpCommand command = make_part_put(upload_, index + 1, part.body, part.crc32c);
+  HttpCommand command = make_part_put(state_->upload, index + 1, part.body, part.crc32c);
   SendOptions options{fmt::format("part {}", index + 1)};
   options.owner_limit = max_in_flight_;
   submit_job(std::make_unique<HttpSend>(object_, context_, std::move(command), std::move(options),
@@ -164,7 +204,7 @@ void MultipartUpload::send(HttpBody body, uint64_t copied_nbytes) try {
 void MultipartUpload::finish() try {
   wait([this] { return sending_count_ == 0; });
   complete();
-  has_ended_ = true;
+  state_->has_ended = true;
 } catch (...) {
   abandon();
   throw;
@@ -173,8 +213,9 @@ void MultipartUpload::finish() try {
 void MultipartUpload::complete() {
   SendOptions options{"ending the upload"};
   options.holds_error = holds_upload_error;
-  const SendResult result = send_and_wait(
-      object_, context_, make_upload_end(upload_, parts_, if_none_match_), std::move(options));
+  const SendResult result =
+      send_and_wait(object_, context_, make_upload_end(state_->upload, parts_, if_none_match_),
+                    std::move(options));
   if (!result.error) return;
   try {
     std::rethrow_exception(result.error);
@@ -189,22 +230,17 @@ void MultipartUpload::complete() {
 }
 
 void MultipartUpload::abandon() noexcept {
-  if (std::exchange(has_ended_, true)) return;
-  try {
-    cancel_jobs(state_.get(), state_.get());
-    // Until they have ended, their memory is read.
-    while (sending_count_ != 0) {
-      std::vector<State::Answer> answers;
-      {
-        std::unique_lock lock(state_->mutex);
-        state_->changed.wait(lock, [this] { return !state_->answers.empty(); });
-        answers.swap(state_->answers);
-      }
-      for (const State::Answer& answer : answers) sending_[answer.index] = nullptr;
-      sending_count_ -= answers.size();
+  state_->abort();
+  // Until they have ended, their memory is read.
+  while (sending_count_ != 0) {
+    std::vector<State::Answer> answers;
+    {
+      std::unique_lock lock(state_->mutex);
+      state_->changed.wait(lock, [this] { return !state_->answers.empty(); });
+      answers.swap(state_->answers);
     }
-    abort_upload(object_, context_, upload_);
-  } catch (...) {  // the process ends: a rule of the bucket removes the parts
+    for (const State::Answer& answer : answers) sending_[answer.index] = nullptr;
+    sending_count_ -= answers.size();
   }
 }
 

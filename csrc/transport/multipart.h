@@ -12,7 +12,8 @@
 namespace torchnpy {
 
 // For one thread. Its calls wait as base/wait.h has it. What they throw ends the upload: then, and
-// when it is destroyed, nothing reads the parts any more, and the store is told to forget them.
+// when it is destroyed, nothing reads the parts any more, and the store is told to forget them; as
+// it is when the process ends, if not by a signal.
 class MultipartUpload {
  public:
   // Begins it: asks the store.
@@ -38,6 +39,7 @@ class MultipartUpload {
   };
   struct State;
 
+  static void abandon_all() noexcept;
   template <typename Ready>
   void wait(Ready ready);
   void settle();
@@ -47,14 +49,12 @@ class MultipartUpload {
   const std::shared_ptr<HttpObject> object_;
   const std::shared_ptr<HttpContext> context_;
   const bool if_none_match_;
-  std::shared_ptr<State> state_;  // with the jobs, which may outlive a thread that sleeps for ever
-  S3Upload upload_;
+  const std::shared_ptr<State> state_;
   size_t max_in_flight_ = 1;
   std::vector<std::unique_ptr<Part>> sending_;  // by number; nullptr: it is there
   size_t sending_count_ = 0;
   uint64_t copied_nbytes_ = 0;  // of those
   std::vector<S3Part> parts_;
-  bool has_ended_ = false;
 };
 
 // Whether the object has this content: asks the store. False where it does not tell.

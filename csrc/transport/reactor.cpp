@@ -449,6 +449,7 @@ void Reactor::apply_method(Slot& slot, const HttpRequest& request) {
   slot.content = HttpBodyCursor(request.content);
   if (!std::exchange(slot.is_get, is_get)) {
     set(CURLOPT_CUSTOMREQUEST, nullptr);
+    set(CURLOPT_COPYPOSTFIELDS, nullptr);  // or what is read is never rewound
     set(CURLOPT_HTTPGET, 1L);
   }
   if (is_get) return;

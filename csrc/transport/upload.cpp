@@ -95,7 +95,7 @@ class Upload final : public Target {
       has_ended_ = true;
       parts_.reset();
       held_.clear();
-      builder_.take();
+      builder_.clear();
       name_error();
     }
   }

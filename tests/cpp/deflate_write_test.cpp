@@ -102,13 +102,16 @@ TEST_P(DeflateBlockTest, ReadsNothingBehindTheBlock) {
 
 INSTANTIATE_TEST_SUITE_P(Levels, DeflateBlockTest, ::testing::Range(1, kMaxDeflateLevel + 1));
 
-TEST(DeflateLevelsTest, HigherLevelsGiveNoLargerStreams) {
-  const Bytes bytes = tokens(1 << 20);
-  size_t before = bytes.size();
-  for (const int level : {1, kDefaultDeflateLevel, 4, 6, 9}) {
-    const size_t nbytes = deflate(bytes, level, deflate_block_nbytes(level)).size();
-    EXPECT_LE(nbytes, before + before / 200) << level;
-    before = nbytes;
+// Of one library: zlib's 4 gives more than ISA-L's 2.
+TEST(DeflateLevelsTest, HigherOnesGiveSmallerStreams) {
+  const Bytes bytes = tokens(1 << 18);
+  for (const std::vector<int>& levels : {std::vector{1, kDefaultDeflateLevel}, {4, 6, 9}}) {
+    size_t before = bytes.size();
+    for (const int level : levels) {
+      const size_t nbytes = deflate(bytes, level, deflate_block_nbytes(level)).size();
+      EXPECT_LT(nbytes, before) << level;
+      before = nbytes;
+    }
   }
 }
 

@@ -161,14 +161,58 @@ void FaultServer::serve(Connection& connection) {
     request.if_match = find_header(request.other, "If-Match");
     request.authorization = find_header(request.other, "Authorization");
     request.accept_encoding = find_header(request.other, "Accept-Encoding");
-    const Step step = take_step(request);
+    size_t number = 0;
+    const Step step = take_step(request, &number);
+    const std::string length = find_header(request.other, "Content-Length");
+    if (!length.empty()) {
+      const size_t nbytes = std::stoull(length);
+      const bool is_whole = receive_body(connection, nbytes, step, &received);
+      note_body(number, received.substr(0, nbytes));
+      if (!is_whole) break;
+      received.erase(0, nbytes);
+    }
     if (!answer(connection, request, step)) break;
   }
   shutdown(connection.socket, SHUT_RDWR);
 }
 
-Step FaultServer::take_step(const Request& request) {
+// Until `received` begins with the whole body; false when the connection is over.
+bool FaultServer::receive_body(Connection& connection, size_t nbytes, const Step& step,
+                               std::string* received) {
+  const std::optional<size_t> stop = step.request_reset_at   ? step.request_reset_at
+                                     : step.request_stall_at ? step.request_stall_at
+                                                             : step.request_answered_at;
+  const size_t wanted = std::min(nbytes, stop.value_or(nbytes));
+  size_t paused_at = 0;
+  while (received->size() < wanted) {
+    if (received->size() >= paused_at) {
+      std::this_thread::sleep_for(step.request_pause);
+      paused_at += 64 << 10;
+    }
+    if (!receive(connection, received)) return false;
+  }
+  if (step.request_reset_at) reset(connection);
+  if (step.request_answered_at) {
+    const auto [head, body] = make_answer({}, step);
+    send(connection, head + body);
+    shutdown(connection.socket, SHUT_WR);
+  }
+  std::string ignored;
+  while (stop && !step.request_reset_at && !stopping_) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (step.request_answered_at && !receive(connection, &ignored)) break;
+  }
+  return !stop;
+}
+
+void FaultServer::note_body(size_t number, std::string body) {
   const std::lock_guard lock(mutex_);
+  requests_[number].body = std::move(body);
+}
+
+Step FaultServer::take_step(const Request& request, size_t* number) {
+  const std::lock_guard lock(mutex_);
+  *number = requests_.size();
   Step step = steps_[std::min(requests_.size(), steps_.size() - 1)];
   requests_.push_back(request);
   if (!step.object.empty()) object_ = step.object;

@@ -28,17 +28,21 @@ struct Step {
   bool ignore_range = false;    // 200 with the whole object
   bool chunked = false;         // no Content-Length
   std::string content_range{};  // said in place of the true one; "-": none
-  std::optional<size_t> claim_nbytes{};  // Content-Length, in place of the true one
-  size_t extra_nbytes = 0;               // zeros sent after the body
-  int delay_ms = 0;                      // before the answer
-  std::string version = "HTTP/1.1";      // with 1.0 the connection closes after the answer
-  bool no_length = false;                // the body ends with the connection
-  std::string raw{};                     // sent in place of all the above, unless empty
-  std::string endless{};                 // then sent again and again until the client goes away
-  std::chrono::milliseconds pause{0};    // before each byte of head and body
-  std::optional<size_t> head_nbytes{};   // so much of the head is sent, and no body
-  std::string late{};                    // sent a moment after the answer
-  bool close_after = false;              // unannounced, after the answer
+  std::optional<size_t> claim_nbytes{};      // Content-Length, in place of the true one
+  size_t extra_nbytes = 0;                   // zeros sent after the body
+  int delay_ms = 0;                          // before the answer
+  std::string version = "HTTP/1.1";          // with 1.0 the connection closes after the answer
+  bool no_length = false;                    // the body ends with the connection
+  std::string raw{};                         // sent in place of all the above, unless empty
+  std::string endless{};                     // then sent again and again until the client goes away
+  std::chrono::milliseconds pause{0};        // before each byte of head and body
+  std::optional<size_t> head_nbytes{};       // so much of the head is sent, and no body
+  std::string late{};                        // sent a moment after the answer
+  bool close_after = false;                  // unannounced, after the answer
+  std::optional<size_t> request_reset_at{};  // after so many bytes of the request's body
+  std::optional<size_t> request_stall_at{};  // likewise
+  std::optional<size_t> request_answered_at{};  // likewise: the answer, then no more is read
+  std::chrono::milliseconds request_pause{0};   // before each 64 KiB of the request's body
   // What happens after so many bytes of the body; SIZE_MAX: before the head.
   std::optional<size_t> reset_at{};  // RST
   std::optional<size_t> close_at{};  // FIN
@@ -54,6 +58,7 @@ class FaultServer {
     std::string authorization;
     std::string accept_encoding;
     std::string other;  // the head as it came
+    std::string body;   // what was read of it
   };
 
   // `steps`: for one request each, in the order of arrival; the last is repeated. `greeting`: sent
@@ -92,7 +97,9 @@ class FaultServer {
                    std::chrono::milliseconds pause = {});
   static bool receive(Connection& connection, std::string* bytes);
   static void reset(Connection& connection);
-  Step take_step(const Request& request);
+  Step take_step(const Request& request, size_t* number);
+  bool receive_body(Connection& connection, size_t nbytes, const Step& step, std::string* received);
+  void note_body(size_t number, std::string body);
 
   std::string object_;
   std::vector<Step> steps_;

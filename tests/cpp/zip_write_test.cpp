@@ -204,7 +204,7 @@ TEST(ZipWriteTest, OneSizeOf4GiBIsReadBack) {
 }
 
 TEST(ZipWriteTest, AsManyMembersAsDoNotFitIn16Bits) {
-  for (const size_t count : {0, 1, 65534, 65535, 65536, 70000}) {
+  for (const size_t count : {0, 1, 65534, 65535, 65536}) {
     std::vector<ZipMember> members;
     for (size_t i = 0; i < count; ++i) members.push_back(stored(std::to_string(i), 1, 100 * i));
     EXPECT_EQ(parse(members, 100 * count).size(), count);

@@ -138,6 +138,16 @@ class ObjectServer:
         """Ends all stalls: their connections are closed."""
         self._release.set()
 
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Of what the server's own threads do: asked again with each request, and often."""
+        give_up = time.monotonic() + 30
+        while not ready():
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
+    def receive(self, request: Request) -> None:
+        """What happens to a request on its way."""
+
     def requests_for(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
 
@@ -245,6 +255,7 @@ class ObjectServer:
                 self._release.wait()
             return None
         request.body = stream.read(nbytes)
+        self.receive(request)
         return request if len(request.body) == nbytes else None
 
     def _exchange(self, connection: socket.socket, request: Request) -> bool:

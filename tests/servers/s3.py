@@ -286,9 +286,10 @@ class S3Server(ObjectServer):
         unsigned = [h for h in request.headers if h.startswith("x-amz-") and h not in signed]
         if algorithm != "AWS4-HMAC-SHA256" or "host" not in signed or unsigned:
             raise SignatureError("AccessDenied", f"these must be signed: host, {unsigned}")
-        if request.headers["x-amz-content-sha256"] not in (
+        payload_hash = request.headers["x-amz-content-sha256"]
+        if payload_hash not in (
             "UNSIGNED-PAYLOAD",
-            hashlib.sha256(request.body).hexdigest(),
+            payload_hash == "UNSIGNED-PAYLOAD" or hashlib.sha256(request.body).hexdigest(),
         ):
             raise SignatureError("XAmzContentSHA256Mismatch", "of the body")
         identifier, key, region = self._scope(fields["Credential"], bucket)

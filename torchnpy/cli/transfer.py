@@ -128,7 +128,7 @@ class Transfer:
         target = _C.create(native(self._client), encode(url), reader.nbytes, self._sync, False)
         try:
             for _, data in self._pieces(reader, 0, first):
-                target.write(data)
+                target.write(data.toreadonly())  # held until it is sent, not copied
                 self._advance(len(data))
             reader.check_unchanged()
             target.finish()
