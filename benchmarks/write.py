@@ -1,4 +1,4 @@
-"""Tensors and arrays to files; and archives, stored and compressed, on one CPU and two.
+"""Tensors and arrays to files; archives, stored and compressed, on one CPU and two; to S3.
 
 Everything goes into files of one folder, over and over, so into the page cache. The limit of
 compressing is a C++ library that only compresses and takes checksums (raw_deflate.cpp).
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from _harness import Contender, Row, compile_cpp, parse_args, run
+from _uploads import take_uploads, upload_row
 from npz import IMAGE_SHAPE, Arrays, image_like, noise, torchnpy
 
 Savez = Callable[..., None]
@@ -22,12 +23,16 @@ Savez = Callable[..., None]
 
 def main() -> None:
     args = parse_args(__doc__.split("\n")[0], "write", rounds=3)
-    with tempfile.TemporaryDirectory(prefix="torchnpy-benchmark-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="torchnpy-benchmark-") as folder,
+        take_uploads() as port,
+    ):
         rows = [
             *save_rows(args, Path(folder)),
             *compressed_rows(args, Path(folder)),
             *stored_rows(args, Path(folder)),
         ]
+        rows.append(upload_row(port, (32 if args.quick else 512) << 20))
         run(rows, args)
 
 
