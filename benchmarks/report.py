@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 BENCHMARKS = (
     *("decode", "npz", "remote", "memory", "cache", "dataloader"),
-    *("append", "text", "import_time"),
+    *("write", "append", "text", "import_time"),
 )
 
 
@@ -47,6 +47,15 @@ GOALS: dict[str, list[Goal | Ceiling]] = {
     "npz_images": [Goal("1.8x itself on one CPU", "torchnpy, one CPU", 1.8)],
     "npz_tokens": [Goal("1.5x spdl", "spdl", 1.5)],
     "npz_open": [Goal("5x np.load", "np.load", 5)],
+    "savez_tokens": [
+        Goal("20x numpy", "np.savez_compressed", 20),
+        Goal("1.8x itself on one CPU", "torchnpy, one CPU", 1.8),
+    ],
+    "savez_images": [
+        Goal("8x numpy", "np.savez_compressed", 8),
+        Goal("1.8x itself on one CPU", "torchnpy, one CPU", 1.8),
+    ],
+    "savez_stored": [Goal("np.savez within noise", "np.savez", 0.95)],
     "small": [
         Goal("4x tensorstore", "tensorstore", 4),
         Goal("0.85x the limit", "limit", 0.85),

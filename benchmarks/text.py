@@ -24,7 +24,7 @@ def main() -> None:
     table = np.random.default_rng(0).standard_normal((rows, COLUMNS))
     integers = np.random.default_rng(0).integers(-(10**6), 10**6, (rows, COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.txt")
+        path, gz_path = Path(folder, "x.txt"), Path(folder, "x.txt.gz")
         files = {"floats": path.with_stem("floats"), "integers": path.with_stem("integers")}
         np.savetxt(files["floats"], table)
         np.savetxt(files["integers"], integers, fmt="%d", delimiter=",")
@@ -32,6 +32,7 @@ def main() -> None:
         run(
             [
                 save_row("savetxt", f"`savetxt`, {size} doubles", path, table, limit_of_saving),
+                save_row("savetxt_gz", f"`savetxt` to `.gz`, {size} doubles", gz_path, table),
                 load_row("loadtxt", f"`loadtxt`, {size} doubles", files["floats"], table),
                 save_row(
                     "savetxt_g", f"`savetxt` as `%.6g`, {size} doubles", path, table, fmt="%.6g"

@@ -1,4 +1,4 @@
-"""Tensors and arrays to files: archives, stored and compressed, on one CPU and two.
+"""Tensors and arrays to files: archives, stored and compressed, on one CPU and two; to S3.
 
 Everything goes into files of one folder, over and over, so into the page cache. The limit of
 compressing is a C++ library that only compresses and takes checksums (raw_deflate.cpp).
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from _harness import Contender, Row, compile_cpp, parse_args, run
+from _uploads import take_uploads, upload_row
 from npz import IMAGE_SHAPE, Arrays, image_like, noise, torchnpy
 
 Savez = Callable[..., None]
@@ -21,8 +22,13 @@ Savez = Callable[..., None]
 
 def main() -> None:
     args = parse_args(__doc__.split("\n")[0], "write", rounds=3)
-    with tempfile.TemporaryDirectory(prefix="torchnpy-benchmark-") as folder:
-        run([*compressed_rows(args, Path(folder)), *stored_rows(args, Path(folder))], args)
+    with (
+        tempfile.TemporaryDirectory(prefix="torchnpy-benchmark-") as folder,
+        take_uploads() as port,
+    ):
+        rows = [*compressed_rows(args, Path(folder)), *stored_rows(args, Path(folder))]
+        rows.append(upload_row(port, (32 if args.quick else 512) << 20))
+        run(rows, args)
 
 
 def compressed_rows(args: argparse.Namespace, folder: Path) -> list[Row]:

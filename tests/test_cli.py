@@ -364,7 +364,7 @@ def test_help_and_version(run: Run) -> None:
     assert run("--version").out.startswith("torchnpy 0.")
     ended = run("--help")
     assert ended.status == 0
-    for name in ("info", "head", "ls", "cat", "verify", "cp", "bench"):
+    for name in ("info", "head", "ls", "cat", "verify", "convert", "cp", "append"):
         assert f"\n  {name} " in ended.out
         assert run(name, "--help").status == 0
 

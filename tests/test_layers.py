@@ -24,7 +24,7 @@ LAYERS = {
 # Library: its headers, and the files that may include them.
 LIBRARIES = {
     "fmt": (r"fmt/", r".*"),
-    "curl": (r"curl/", r"transport/(engine\.cpp|reactor\.(h|cpp))"),
+    "curl": (r"curl/", r"transport/(engine\.cpp|reactor\w*\.(h|cpp))"),
     "openssl": (r"openssl/", r"transport/.*\.cpp"),
     "pugixml": (r"pugixml", r"transport/(s3\w*|list\w*|credentials_sts)\.cpp"),
     "json": (r"nlohmann/", r"transport/credentials_parse\.cpp"),

@@ -660,7 +660,7 @@ def test_compressed_files_are_numpys_both_ways(suffix: str, tmp_path: Path) -> N
     np.savetxt(theirs, array)
     check_same(torch.from_numpy(np.loadtxt(ours)), array)
     check_same(tnp.loadtxt(theirs), array)
-    assert ours.stat().st_size < 1.1 * theirs.stat().st_size
+    assert ours.stat().st_size < 1.05 * theirs.stat().st_size
     with {".gz": gzip.open, ".bz2": bz2.open}.get(suffix, lzma.open)(ours) as file:
         assert file.read() == written(np.savetxt, array)
     tnp.savetxt(ours, array, encoding="utf-16")
@@ -740,7 +740,7 @@ def bomb(nbytes: int) -> bytes:
 
 def test_a_bomb_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
-    path.write_bytes(bomb(128 << 20) + gzipped(b"1 2\n"))
+    path.write_bytes(bomb(64 << 20) + gzipped(b"1 2\n"))
     out = run_script(
         """
         import resource, sys

@@ -17,7 +17,7 @@ import pytest
 from servers.http import Answer, Cut, Fault, ObjectServer, Request, cut, redirect, s3_error, status
 from servers.moto import MotoServer
 from servers.nginx import Nginx
-from servers.s3 import Bucket, S3Server, checksum
+from servers.s3 import Bucket, Key, S3Server, checksum
 from support import noise, npy, run_script, start_script
 
 import torchnpy as tnp
@@ -399,6 +399,7 @@ def test_if_none_match_makes_new_objects_only(
 ) -> None:
     upload(URL, client, data, if_none_match=True)
     assert bucket.objects["x.npy"] == data
+    assert client.metrics()["errors"] == 0
     with pytest.raises(FileExistsError, match=rf"{URL}: .*expected no object of that name"):
         upload(URL, client, data[::-1], if_none_match=True)
     assert bucket.objects["x.npy"] == data
@@ -460,6 +461,20 @@ def test_the_clock_is_learnt(s3_server: S3Server, client: tnp.Client, bucket: Bu
     s3_server.fail("PUT", s3_error(403, "RequestTimeTooSkewed", Date=date))
     upload(URL, client, SMALL)
     assert s3_server.requests[-1].headers["x-amz-date"].startswith("20261021T0728")
+
+
+def test_credentials_that_expire_are_fetched_anew(s3_server: S3Server, bucket: Bucket) -> None:
+    (key_id, key), *_ = s3_server.keys.items()
+    s3_server.keys["OLD"] = Key("old", expired=True)
+    given = [{"access_key": "OLD", "secret_key": "old"}]
+
+    def provide() -> dict[str, str]:
+        return given.pop() if given else {"access_key": key_id, "secret_key": key.secret}
+
+    client = tnp.Client(endpoint=s3_server.url, credentials=provide, retries=5)
+    upload(URL, client, LARGE)
+    assert bucket.objects["x.npy"] == LARGE
+    assert client.metrics()["retries"] == 1
 
 
 def test_headers_of_the_object_go_with_the_request_that_makes_it(

@@ -22,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 // several at once.
 constexpr uint64_t kWorthHelp_ns = 50'000;
 constexpr std::chrono::milliseconds kCheckInterval{50};
+constexpr const char* kInterrupted = "interrupted while saving";
 
 }  // namespace
 
@@ -57,19 +58,17 @@ class OrderedJobs::State : public std::enable_shared_from_this<State> {
 
   std::unique_ptr<Job> pop(Clock::time_point& checked) {
     WaitScope scope;
+    throw_if_interrupted(checked);
     std::unique_lock lock(mutex_);
     const auto is_done = [this] { return slots_.front().is_done; };
     while (!is_done()) {
-      bool go_on = true;
-      if (!do_some(lock)) {
-        go_on = scope.wait(lock, changed_, is_done);
-      } else if (Clock::now() - checked > kCheckInterval) {
+      if (do_some(lock)) {
         lock.unlock();
-        go_on = !WaitScope::must_stop();
-        checked = Clock::now();
+        throw_if_interrupted(checked);
         lock.lock();
+      } else if (!scope.wait(lock, changed_, is_done)) {
+        throw InterruptedError(kInterrupted);
       }
-      if (!go_on) throw InterruptedError("interrupted while saving");
     }
     Slot slot = std::move(slots_.front());
     slots_.pop_front();
@@ -96,6 +95,12 @@ class OrderedJobs::State : public std::enable_shared_from_this<State> {
     std::exception_ptr error;
     bool is_done = false;
   };
+
+  static void throw_if_interrupted(Clock::time_point& checked) {
+    if (Clock::now() - checked <= kCheckInterval) return;
+    if (WaitScope::must_stop()) throw InterruptedError(kInterrupted);
+    checked = Clock::now();
+  }
 
   bool ask_helper() noexcept {
     try {

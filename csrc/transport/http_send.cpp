@@ -77,7 +77,9 @@ std::optional<double> HttpSend::conclude(const ExchangeEnd& end) {
 
 void HttpSend::finish(std::exception_ptr error) noexcept {
   if (on_wire_) metrics().in_flight.add(-1);
-  if (error && !is_interruption(error)) metrics().errors.fetch_add(1, std::memory_order_relaxed);
+  // That there is no object may be what one wants to hear.
+  const bool is_failure = error && !is_interruption(error) && command_.method != "HEAD";
+  if (is_failure) metrics().errors.fetch_add(1, std::memory_order_relaxed);
   if (error) result_.error = add_name(std::move(error), object().name());
   done_(std::move(result_));
 }

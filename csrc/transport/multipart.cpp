@@ -116,7 +116,7 @@ MultipartUpload::MultipartUpload(std::shared_ptr<HttpObject> object,
   }
   // As for reads: more at once cost CPU time nearby and bring nothing.
   constexpr std::chrono::milliseconds kNear(5);
-  constexpr int kPerThread = 8;
+  constexpr int kPerThread = 4;
   const ClientOptions& options = *context_->options;
   const bool is_near = std::chrono::steady_clock::now() - begun < kNear;
   max_in_flight_ =

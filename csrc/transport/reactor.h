@@ -1,4 +1,4 @@
-// One I/O thread with its connections: a libcurl multi handle in a loop. With reactor.cpp the only
+// One I/O thread with its connections: a libcurl multi handle in a loop. With reactor*.cpp the only
 // user of libcurl; for engine.cpp alone.
 #pragma once
 

@@ -133,5 +133,18 @@ TEST(OrderedJobsTest, InterruptEndsTheWaitAndTheWork) {
   }
 }
 
+// Else a caller whose jobs others do in time would never be.
+TEST(OrderedJobsTest, CallerIsInterruptedWhenItNeedNotWait) {
+  OrderedJobs jobs(1);
+  push(jobs, 0, [] {});
+  push(jobs, 1, [] {});
+  EXPECT_EQ(pop(jobs), 0);
+  ASSERT_TRUE(jobs.is_oldest_done());
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  const std::atomic<bool> wanted{true};
+  const StopScope scope(wanted);
+  EXPECT_THROW(jobs.pop(), InterruptedError);
+}
+
 }  // namespace
 }  // namespace torchnpy

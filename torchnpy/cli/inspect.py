@@ -14,6 +14,7 @@ from torchnpy._ops import _C
 from torchnpy.cli.app import Session, command
 from torchnpy.cli.objects import Array, Member, identify, members_of
 from torchnpy.cli.output import print_json, print_line, print_table
+from torchnpy.cli.text import write_text
 from torchnpy.errors import FormatError, UnsupportedError
 from torchnpy.npz import NpzFile
 from torchnpy.sources import Array as Loaded
@@ -245,8 +246,11 @@ def _print_head(name: str, key: str | None, header: NpyHeader, array: Loaded) ->
 @_MEMBER
 @click.option("--raw", is_flag=True, help="The object's bytes, whatever they are.")
 @click.option("--delimiter", default=" ", help="Between the values of a row (a space).")
+@click.option("--format", "fmt", metavar="FMT", help="Of each number: %d, %.9g or %.17g.")
 @click.pass_obj
-def cat(session: Session, name: str, member: str | None, raw: bool, delimiter: str) -> None:
+def cat(
+    session: Session, name: str, member: str | None, raw: bool, delimiter: str, fmt: str | None
+) -> None:
     """Write an array as text to stdout: the values of the last axis on a line.
 
     With --raw the object as it is, or the bytes of one member.
@@ -260,7 +264,7 @@ def cat(session: Session, name: str, member: str | None, raw: bool, delimiter: s
             raise ValueError(f"{found.name}: expected an archive for --member but found an array")
         array = torchnpy.load(name, client=session.client)
         assert not isinstance(array, NpzFile)
-        _write_text(found.name, array, delimiter)
+        write_text(sys.stdout.buffer, array, delimiter=delimiter, fmt=fmt)
         return
     if member is None:
         if len(found) != 1:
@@ -272,7 +276,7 @@ def cat(session: Session, name: str, member: str | None, raw: bool, delimiter: s
     if raw:
         _write_out(memoryview(_C.read_npz_bytes(found._open(), member)))
     else:
-        _write_text(f"{found.name}[{member}]", found[member], delimiter)
+        write_text(sys.stdout.buffer, found[member], delimiter=delimiter, fmt=fmt)
 
 
 def _copy_out(session: Session, name: str) -> None:
@@ -290,14 +294,3 @@ def _write_out(data: memoryview) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
-
-
-def _write_text(name: str, array: Loaded, delimiter: str) -> None:
-    if isinstance(array, dict):
-        raise UnsupportedError(
-            f"{name}: expected an array of one dtype but found fields {', '.join(array)}; "
-            "torchnpy head --json shows them"
-        )
-    lines = array.reshape(-1, array.shape[-1] if array.dim() > 1 else 1) if array.numel() else ()
-    for row in lines:
-        print(delimiter.join(map(str, to_list(row))), file=sys.stdout)
