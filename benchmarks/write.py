@@ -1,4 +1,4 @@
-"""Tensors and arrays to files: archives, stored and compressed, on one CPU and two; to S3.
+"""Tensors and arrays to files; archives, stored and compressed, on one CPU and two; to S3.
 
 Everything goes into files of one folder, over and over, so into the page cache. The limit of
 compressing is a C++ library that only compresses and takes checksums (raw_deflate.cpp).
@@ -6,6 +6,7 @@ compressing is a C++ library that only compresses and takes checksums (raw_defla
 
 import argparse
 import ctypes
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -26,9 +27,68 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="torchnpy-benchmark-") as folder,
         take_uploads() as port,
     ):
-        rows = [*compressed_rows(args, Path(folder)), *stored_rows(args, Path(folder))]
+        rows = [
+            *save_rows(args, Path(folder)),
+            *compressed_rows(args, Path(folder)),
+            *stored_rows(args, Path(folder)),
+        ]
         rows.append(upload_row(port, (32 if args.quick else 512) << 20))
         run(rows, args)
+
+
+def save_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
+    side = 256 if args.quick else 2048
+    array = np.random.default_rng(0).random((4, side, side), "f4")
+    views = {
+        "save": ("contiguous", array),
+        "save_strided": ("every second of", array[..., ::2]),
+        "save_transposed": ("transposed", array.transpose(1, 2, 0)),
+        "save_small": ("small", array[0, :10, :10].copy()),
+    }
+    return [save_row(name, what, view, folder) for name, (what, view) in views.items()]
+
+
+def save_row(name: str, what: str, array: np.ndarray, folder: Path) -> Row:
+    def saving(function: Callable[[], Callable[..., None]]) -> Callable[[], Callable[[], Path]]:
+        def make() -> Callable[[], Path]:
+            save = function()
+            path = folder / f"{name}-{save.__module__.partition('.')[0]}.npy"
+
+            def work() -> Path:
+                path.unlink(missing_ok=True)  # where there was one, its blocks may be waited for
+                save(path, array)
+                return path
+
+            return work
+
+        return make
+
+    def limit() -> Callable[[], None]:
+        path = folder / f"{name}-limit.npy"
+        header, data = io.BytesIO(), np.ascontiguousarray(array).reshape(-1).view("u1").data
+        np.save(header, array[:0])
+        head = header.getvalue()
+
+        def work() -> None:
+            path.unlink(missing_ok=True)
+            with open(path, "wb", buffering=0) as file:
+                file.write(head)
+                file.write(data)
+
+        return work
+
+    def is_right(saved: object) -> None:
+        if isinstance(saved, os.PathLike):
+            assert np.array_equal(np.load(saved), array)
+
+    contenders = [
+        Contender("torchnpy.save", "ours", saving(lambda: torchnpy().save)),
+        Contender("np.save", "peer", saving(lambda: np.save)),
+        Contender("open, write, close of contiguous bytes", "limit", limit),
+    ]
+    nbytes = f"{array.nbytes >> 20} MB" if array.nbytes >> 20 else f"{array.nbytes} bytes"
+    unit = "ms" if array.nbytes >> 20 else "us"
+    return Row(name, f"`save`, {what}, {nbytes}", unit, contenders, check=is_right, calls_s=0.05)
 
 
 def compressed_rows(args: argparse.Namespace, folder: Path) -> list[Row]:

@@ -22,6 +22,12 @@ class Double(torch.nn.Module):
         return torch.ops.npy.load(url) * 2
 
 
+class SaveAndLoad(torch.nn.Module):
+    def forward(self, path: str) -> torch.Tensor:
+        torch.ops.npy.save(path, torch.ones(3, 4)[:, ::2] * 2)
+        return torch.ops.npy.load(path)
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built with find_package(TorchNpy) against the package that the tests import."""
@@ -58,6 +64,15 @@ def test_the_program_prints_shape_and_sum(
     assert "[3, 4]" in done.stdout
     assert "132" in done.stdout
     assert len(server.requests) == 1
+
+
+def test_the_program_saves(program: Path, tmp_path: Path) -> None:
+    torch.jit.script(SaveAndLoad()).save(tmp_path / "save.pt")
+    command = [program, tmp_path / "save.pt", tmp_path / "x.npy"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[3, 2], sum 12" in done.stdout
+    assert (tmp_path / "x.npy").read_bytes() == npy(np.full((3, 2), 2, "f4"))
 
 
 def test_the_program_fails_with_the_librarys_message(

@@ -170,6 +170,12 @@ def test_records_are_saved_as_numpy_saves_them(data: st.DataObject) -> None:
         assert np.array_equal(np.load(io.BytesIO(saved(array))), array)
 
 
+def test_a_small_float_that_a_header_names_may_be_a_field() -> None:
+    loaded = tnp.load_npy(saved({"a": torch.ones(2).to(torch.float8_e5m2)}))
+    assert isinstance(loaded, dict)
+    assert loaded["a"].dtype == torch.float8_e5m2
+
+
 FLOATS = {
     torch.bfloat16: ml_dtypes.bfloat16,
     torch.float8_e5m2: ml_dtypes.float8_e5m2,

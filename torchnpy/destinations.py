@@ -26,8 +26,8 @@ def destination(
     if_none_match: bool = False,
     client: Client | None = None,
 ) -> _C.Destination:
-    """Where `target` is. A path that does not end in `suffix` gets it, as numpy's, unless it is that
-    of a pipe or device.
+    """Where `target` is. A path without `suffix` gets it, as numpy's, unless it is that of a pipe
+    or device.
 
     Raises:
         ValueError: `sync` or `if_none_match` for an open file.

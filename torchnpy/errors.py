@@ -10,7 +10,7 @@ class UnsupportedError(NotImplementedError, ValueError):
 
 
 class TransportError(OSError):
-    """An object could not be read or written: the message has its name, status, attempts and time."""
+    """An object could not be read or written: the message has its name, status and attempts."""
 
 
 class ObjectNotFoundError(TransportError, FileNotFoundError):

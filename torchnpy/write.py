@@ -40,7 +40,7 @@ def save(
         array: A tensor; a dict of tensors, which makes a structured array with a field for each;
             a numpy array, or what numpy makes one of. In any order, contiguous or not: no copy of
             the whole is made. A tensor of another device is copied to the CPU. bfloat16 and
-            float8 are saved as ml_dtypes has them, so load() needs ``dtype=`` for them.
+            float8 are saved as ml_dtypes has them: load() needs ``dtype=`` for all but float8_e5m2.
         sync: A file is on the disk when this returns, also after a power failure.
         if_none_match: Never replace what is there.
         client: For remote targets. Default: default_client().

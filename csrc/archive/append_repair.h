@@ -36,7 +36,8 @@ struct RepairOptions {
 // The four functions of npy-append-array, with their answers. All throw TransportError, FormatError
 // and, where they write, LockError, with the file's name.
 
-// Whether there is room for the count to grow. False where move_header was cut short.
+// Whether there is room for the count to grow. False where ensure_appendable() was cut
+// short.
 bool is_appendable(const std::string& path);
 // Whether a file must be recovered before it can be appended to, or was left so by
 // ensure_appendable().

@@ -49,7 +49,8 @@ std::optional<uint64_t> count_rows(const RowLayout& layout, const Size* sizes, s
 std::optional<Rows> find_rows(const AppendHandle& handle, const at::Tensor& tensor) {
   const RowLayout& layout = *handle.appender.layout();
   const bool is_plain = tensor.scalar_type() == handle.tensor_type && tensor.is_cpu() &&
-                        tensor.layout() == c10::kStrided && !tensor.is_conj() && !tensor.is_neg() &&
+                        tensor.has_storage() && tensor.layout() == c10::kStrided &&
+                        !tensor.is_conj() && !tensor.is_neg() &&
                         !tensor.unsafeGetTensorImpl()->is_python_dispatch() &&
                         !layout.fortran_order && tensor.is_contiguous();
   if (!is_plain) return std::nullopt;

@@ -144,8 +144,10 @@ TORCH_LIBRARY(npy, m) {
          {at::Tag::data_dependent_output});
   define("fetch(str url, int offset=0, int nbytes=-1) -> Tensor", {});
   define("decode(Tensor data) -> Tensor", {kDynamicShape});
-  define("save(str url, Tensor array) -> ()", {});
-  define("append(str path, Tensor rows) -> ()", {});
+  // For torch.compile, which drops a call without a result from a graph but keeps out of graphs
+  // what depends on data.
+  define("save(str url, Tensor array) -> ()", {at::Tag::data_dependent_output});
+  define("append(str path, Tensor rows) -> ()", {at::Tag::data_dependent_output});
 }
 
 TORCH_LIBRARY_IMPL(npy, CompositeExplicitAutograd, m) {

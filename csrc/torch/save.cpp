@@ -94,10 +94,9 @@ at::Tensor materialize(const at::Tensor& tensor) {
   return plain;
 }
 
-// The header of a structured array names each field's dtype, and has no words for these.
+// Of a field the header must name the dtype: nobody can say it when it is loaded.
 void check_named(at::ScalarType type) {
-  const std::string_view format = find_format(type);
-  if (format != "<f1" && !format.starts_with("<V")) return;
+  if (!find_format(type).starts_with("<V")) return;
   refuse(fmt::format("dtype {} in a dict, where the file cannot name it", c10::toString(type)),
          "save it as an array of its own, or its bits: call .view(torch.int16), of 8 bits "
          ".view(torch.uint8)");

@@ -22,8 +22,8 @@ struct RecordField {
 };
 
 // A structured array: a copy. The dimensions that all fields begin with are its shape, what follows
-// makes a field a sub-array. Throws as view_tensor(), also for bfloat16 and float8, which no header
-// of a structured array can name.
+// makes a field a sub-array. Throws as view_tensor(), also for bfloat16 and most of float8: the
+// header does not name them.
 ArrayView copy_record(const std::vector<RecordField>& fields);
 
 // Saves the tensor at `url` as a .npy. Blocks, can be interrupted (base/wait.h), and throws the

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    # Each adds its commands to the frame.
+    from torchnpy.cli import bench, convert, copy, grow, inspect, listing, verify  # noqa: F401
     from torchnpy.cli.app import run
 
     return run(sys.argv[1:] if arguments is None else arguments)

@@ -211,16 +211,6 @@ command: Callable[..., Callable[[Callable[..., Any]], click.Command]] = app.comm
 
 def run(arguments: Sequence[str]) -> int:
     """The exit status of the command."""
-    from torchnpy.cli import (  # noqa: F401  (they add commands)
-        bench,
-        convert,
-        copy,
-        grow,
-        inspect,
-        listing,
-        verify,
-    )
-
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # it is something simpler
             # Names need not be of the terminal's encoding.

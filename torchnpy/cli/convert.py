@@ -102,29 +102,33 @@ def convert(
         for source in sources
         for item in _read(session, source, members, bits, text, dtype)
     ]
-    if kind == "npz":
+    if kind == "txt":
+        write_text(
+            target,
+            _only(arrays, where.name),
+            delimiter=_delimiter(target, delimiter) or " ",
+            fmt=fmt,
+            client=session.client,
+        )
+    elif kind == "npy":
+        _C.save(where, view_array(_only(arrays, where.name), where.name))
+    else:
         views = [
             (item.name.encode(), view_array(item.array, f"{where.name}[{item.name}]"))
             for item in arrays
         ]
         _C.savez(where, views, (level if level is not None else 2) if compress else 0)
-    elif len(arrays) != 1:
-        raise ValueError(
-            f"{where.name}: expected one array to write but found {len(arrays)}; choose one with "
-            "--member, or write an archive"
-        )
-    elif kind == "npy":
-        _C.save(where, view_array(arrays[0].array, where.name))
-    else:
-        write_text(
-            target,
-            arrays[0].array,
-            delimiter=_delimiter(target, delimiter) or " ",
-            fmt=fmt,
-            client=session.client,
-        )
     if as_json:
         print_json({"name": where.name, "format": kind, "arrays": [a.name for a in arrays]})
+
+
+def _only(arrays: list[_Named], target: str) -> Loaded:
+    if len(arrays) != 1:
+        raise ValueError(
+            f"{target}: expected one array to write but found {len(arrays)}; choose one with "
+            "--member, or write an archive"
+        )
+    return arrays[0].array
 
 
 def _format_of(name: str) -> str | None:

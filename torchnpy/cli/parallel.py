@@ -76,10 +76,19 @@ def for_each(
                 if not broken:
                     done(item, result)
 
+    _run_threads(run, jobs, ended, stop)
+    if broken:
+        raise broken[0]
+
+
+def _run_threads(
+    run: Callable[[], None], count: int, ended: threading.Semaphore, stop: Stop
+) -> None:
+    """Returns, or raises what interrupts it, when each thread has released ``ended``."""
     # Not join(): a thread whose join() Ctrl-C ended passes for one that has ended (bpo-45274).
     started = 0
     try:
-        for _ in range(jobs):
+        for _ in range(count):
             threading.Thread(target=run, name="torchnpy-cli", daemon=True).start()
             started += 1
         while started:
@@ -90,5 +99,3 @@ def for_each(
         for _ in range(started):
             ended.acquire()
         raise
-    if broken:
-        raise broken[0]
