@@ -11,6 +11,8 @@ TORCH_INDEX_URL ?=
 # Further arguments for the program of `make demo` and the pytest of `make test`.
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# So many processes share the files of the tests; 0: one, as pytest --pdb needs.
+PYTEST_JOBS ?= 2
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
@@ -44,8 +46,8 @@ demo: compile packages-demo
 
 test: compile compile-tests packages-demo packages-test
 	@tools/system test
-	@build/cmake/npy_core_test --gtest_brief=1
-	@.venv/bin/pytest $(PYTEST_ARGS)
+	@tools/gtest build/cmake/npy_core_test
+	@.venv/bin/pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: torch packages-lint
 	@echo .venv/bin/clang-format --dry-run -Werror
@@ -55,7 +57,7 @@ lint: torch packages-lint
 	.venv/bin/mypy
 
 asan: compile-asan packages-demo packages-test
-	@build/asan/npy_core_test --gtest_brief=1
+	@tools/gtest build/asan/npy_core_test
 	@tools/asan_pytest build/asan/site $(ASAN_TESTS)
 
 # Without address randomisation where that is allowed: ThreadSanitizer of GCC 12 needs a
