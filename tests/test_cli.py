@@ -366,6 +366,7 @@ def test_help_and_version(run: Run) -> None:
     assert ended.status == 0
     for name in ("info", "head", "ls", "cat", "verify", "convert", "cp", "append"):
         assert f"\n  {name} " in ended.out
+        assert "..." not in ended.out.partition("Commands:")[2]  # whole sentences
         assert run(name, "--help").status == 0
 
 

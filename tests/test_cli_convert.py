@@ -202,6 +202,33 @@ def test_rows_are_appended(s3: Run, s3_server: S3Server) -> None:
     assert len(np.load("log.npy")) == 2
 
 
+def test_a_new_file_replaces_the_old_only_by_rows_that_are_there(run: Run) -> None:
+    old = np.ones((2, 3))
+    save("log.npy", old)
+    Path("link.npy").symlink_to("log.npy")
+    save("number.npy", np.array(5.0))
+    for sources, status in (
+        (["nofile.npy"], 1),
+        (["number.npy"], 1),
+        (["log.npy"], 2),
+        (["number.npy", "./link.npy"], 2),
+    ):
+        assert run("append", "--new", "log.npy", *sources).status == status
+        assert np.array_equal(np.load("log.npy"), old)
+    save("rows.npy", old[:1])
+    save("none.npy", old[:0])
+    assert run("append", "--new", "log.npy", "none.npy", "rows.npy").status == 0
+    assert np.array_equal(np.load("log.npy"), old[:1])
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_lines_of_the_command(run: Run) -> None:
+    Path("empty.csv").write_text("")
+    message = 'torchnpy: loadtxt: input contained no data: "empty.csv"\n'
+    assert run("convert", "empty.csv", "x.npy") == (0, "", message)
+    assert np.load("x.npy").shape == (0,)
+
+
 def test_rows_that_do_not_fit_are_refused(run: Run) -> None:
     run("append", "log.npy", save("a.npy", np.ones((2, 3), "i4")))
     for array in (np.ones((2, 4), "i4"), np.full((2, 3), 1.5)):

@@ -287,6 +287,17 @@ def test_level_that_is_an_array_is_a_member() -> None:
     assert tnp.load_npz(data)["level"].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("save", [tnp.savez, tnp.savez_compressed])
+def test_numpys_option_of_pickles_is_no_member(save: Savez) -> None:
+    for allow_pickle in (False, True):
+        data = saved(save, np.zeros(1), allow_pickle=allow_pickle)
+        assert tnp.load_npz(data).files == ["arr_0"]
+    data = saved(save, allow_pickle=np.arange(3))
+    assert tnp.load_npz(data)["allow_pickle"].tolist() == [0, 1, 2]
+    with pytest.raises(tnp.UnsupportedError):
+        saved(save, np.array([{}]), allow_pickle=True)
+
+
 def test_a_level_out_of_range_is_refused() -> None:
     for level in (-1, 10):
         expected = rf"level: expected 0 to 9 but found {level}; the default is 2"

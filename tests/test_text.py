@@ -25,6 +25,7 @@ from hypothesis.extra import numpy as npst
 from servers.http import ObjectServer, status
 from servers.s3 import S3Server
 from support import run_script
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torchnpy as tnp
 
@@ -216,6 +217,28 @@ def test_lists_dicts_and_tensors_of_all_kinds_are_written(tmp_path: Path) -> Non
     assert written(tnp.savetxt, expanded, fmt="%g") == b"1 1 1\n1 1 1\n"
 
 
+def test_tensors_without_memory_are_refused() -> None:
+    with FakeTensorMode():
+        fake = torch.ones(2)
+    freed = torch.ones(2)
+    freed.untyped_storage().resize_(0)
+    for tensor in (fake, freed):
+        with pytest.raises(tnp.UnsupportedError, match="without memory of its own"):
+            tnp.savetxt(io.BytesIO(), tensor)
+
+
+@pytest.mark.parametrize("taken", [-1, 1 << 30])
+def test_files_that_cannot_count_are_refused(taken: int) -> None:
+    class Miscounting:
+        def write(self, data: bytes) -> int:
+            if isinstance(data, str):
+                raise TypeError
+            return taken
+
+    with pytest.raises(OSError, match=rf"expected write\(\) to take 1 to .* but it says {taken}"):
+        tnp.savetxt(Miscounting(), [1.0])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("array", "options", "kind", "message"),
     [
@@ -228,6 +251,9 @@ def test_lists_dicts_and_tensors_of_all_kinds_are_written(tmp_path: Path) -> Non
         (ROWS, {"fmt": "%x"}, TypeError, "fmt: expected formats that fit the columns"),
         (ROWS, {"fmt": ["%d", "%d", ""]}, TypeError, "fmt: expected formats that fit the columns"),
         (np.array(["a"]), {}, TypeError, "fmt: expected formats that fit the columns"),
+        (ROWS, {"fmt": "%q"}, ValueError, "fmt: expected formats that fit the columns"),
+        ({"a": [1, 2]}, {}, TypeError, "X: expected a dict of tensors but found one of list"),
+        (torch.ones(2, device="meta"), {}, tnp.UnsupportedError, "on the meta device"),
         ({"a": torch.ones(2, 2)}, {}, ValueError, "X: expected fields of one dimension"),
         ({"a": torch.ones(2), "b": torch.ones(3)}, {}, ValueError, "X: expected fields of one"),
         (torch.ones(2).to_sparse(), {}, tnp.UnsupportedError, "call .to_dense()"),

@@ -38,7 +38,7 @@ def destination(
             if wanted:
                 raise ValueError(f"{name}: expected False for an open file but found {wanted!r}")
         lends = type(target) in _LENT_TO
-        return _C.StreamDestination(stream_name(target), _writer(target), lends)
+        return _C.StreamDestination(stream_name(target), whole_writer(target), lends)
     if not isinstance(target, (str, os.PathLike)):
         raise TypeError(
             "target: expected a URL, a path or an open binary file but found "
@@ -67,7 +67,7 @@ def _is_pipe_or_device(path: str) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
-def _writer(stream: BinaryIO) -> Callable[[bytes | memoryview], None]:
+def whole_writer(stream: BinaryIO) -> Callable[[bytes | memoryview], None]:
     """Writes all that it is given: the write() of raw files and sockets may take less."""
 
     def write(data: bytes | memoryview) -> None:

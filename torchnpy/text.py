@@ -153,6 +153,8 @@ def _comment_list(comments: Any) -> list[str]:
         return []
     if isinstance(comments, (str, bytes)):
         comments = [comments]
+    if not isinstance(comments, Iterable) or not all(isinstance(c, (str, bytes)) for c in comments):
+        raise TypeError(f"comments: expected text, texts or None but found {comments!r}")
     return [c.decode("latin-1") if isinstance(c, bytes) else c for c in comments]
 
 

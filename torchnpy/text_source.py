@@ -15,6 +15,7 @@ import torch
 
 from torchnpy._ops import _C
 from torchnpy.client import Client
+from torchnpy.destinations import whole_writer
 from torchnpy.errors import FormatError
 from torchnpy.sources import Buffer, Url, encode, is_stream, is_url, native, stream_name
 
@@ -231,6 +232,7 @@ class _StreamWriter:
     def __init__(self, stream: Any, encoding: str) -> None:
         self._stream = stream
         self._recode = _recoder(encoding)
+        self._write_whole = whole_writer(stream)
         self._takes_text: bool | None = None  # not known yet
 
     def write(self, text: bytes) -> None:
@@ -243,6 +245,5 @@ class _StreamWriter:
                 if self._takes_text:
                     raise
                 self._takes_text = False
-        data = memoryview(self._recode(text))
-        while data:  # a raw file may take less
-            data = data[self._stream.write(data) or len(data) :]
+        if data := self._recode(text):
+            self._write_whole(data)

@@ -79,8 +79,9 @@ class Table:
         while piece := list(itertools.islice(rows, PIECE_ROWS)):
             try:
                 lines = [row_format % row for row in piece]
-            except TypeError as error:
-                raise TypeError(
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(
                     f"fmt: expected formats that fit the columns but found {row_format!r}: {error}"
                 ) from error
             if self.is_complex:
@@ -156,15 +157,20 @@ def _check_dimensions(found: int) -> None:
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, of a dtype that NumPy has, in memory as it reads."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"X: expected a dict of tensors but found one of {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise UnsupportedError(
             "X: expected a dense tensor but found a sparse or quantized one; call .to_dense() or "
             ".dequantize()"
         )
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype in DESCRS:
-        return tensor
-    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    tensor = tensor.detach()
+    if not tensor.is_meta:
+        tensor = tensor.cpu().resolve_conj().resolve_neg()
+    if tensor.dtype not in DESCRS:
+        tensor = tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+    _C.view_tensor(tensor, b"X")  # refuses what has no memory to read
+    return tensor
 
 
 def _from_numpy(array: Any) -> torch.Tensor | None:

@@ -64,7 +64,8 @@ def savez(target: Target, /, *args: ArrayLike, **arrays: ArrayLike) -> None:
     Args:
         target: As in save(), with the suffix ``.npz``.
         *args: Arrays of the names ``arr_0``, ``arr_1``...
-        **arrays: Arrays by name.
+        **arrays: Arrays by name. ``allow_pickle`` is numpy's option when it is a bool, and then
+            of no effect.
 
     Raises:
         ValueError: An array is called as one without a name would be; a name is none for a member.
@@ -96,6 +97,8 @@ def _savez(
     target: Target, args: tuple[ArrayLike, ...], arrays: dict[str, ArrayLike], level: int | None
 ) -> None:
     named = dict(arrays)
+    if isinstance(named.get("allow_pickle"), bool):
+        del named["allow_pickle"]  # numpy's option; there are no pickles, whatever it says
     for i, array in enumerate(args):
         name = f"arr_{i}"
         if name in named:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -183,14 +184,16 @@ class _LogLines(logging.Handler):
 
 @contextlib.contextmanager
 def _logged(verbose: bool) -> Iterator[None]:
-    """The library's warnings, and with ``verbose`` its requests, go to stderr."""
+    """The library's warnings, and with ``verbose`` its requests, are lines on stderr."""
     logger, handler = logging.getLogger("torchnpy"), _LogLines()
     level = logger.level
     logger.addHandler(handler)
     if verbose:
         logger.setLevel(logging.DEBUG)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print_error(str(message))
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -22,10 +22,12 @@ _SUFFIXES = (".npy", ".npz")
 _LATENCIES = [f"{what}_p{share}_s" for what in ("first_byte", "total") for share in (50, 95, 99)]
 
 
-@command()
+@command(short_help="Load objects again and again, and tell the rate.")
 @click.argument("name", metavar="URL")
 @click.option("--recursive", "-r", is_flag=True, help="The name is a prefix.")
-@click.option("--seconds", "-s", type=click.FloatRange(0, min_open=True), default=10.0)
+@click.option(
+    "--seconds", "-s", type=click.FloatRange(0, min_open=True), default=10.0, help="How long (10)."
+)
 @click.option("--count", "-n", type=click.IntRange(1), help="Objects; then the time is no limit.")
 @click.option("--batch", "-b", type=click.IntRange(1), default=64, help="Loaded together (64).")
 @click.option("--threads", "-t", type=click.IntRange(1, 64), default=2, help="Of batches (2).")

@@ -52,7 +52,7 @@ class _Named(NamedTuple):
     array: Loaded
 
 
-@command()
+@command(short_help="Rewrite arrays as npy, npz or text.")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.argument("target", metavar="TARGET")
 @click.option("--to", type=click.Choice(_FORMATS), help="Default: as TARGET's name ends.")

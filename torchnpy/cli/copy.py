@@ -21,7 +21,7 @@ class Outcome(enum.Enum):
     FAILED = "failed"
 
 
-@command()
+@command(short_help="Copy objects and files, all ways.")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.argument("target", metavar="TARGET")
 @click.option("--recursive", "-r", is_flag=True, help="What is below folders and prefixes.")

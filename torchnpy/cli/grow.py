@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
+import torch
 
 import torchnpy
 from torchnpy.append import (
@@ -23,7 +25,7 @@ from torchnpy.npz import NpzFile
 _CASTING = click.Choice(["no", "equiv", "safe", "same_kind", "unsafe"])
 
 
-@command()
+@command(short_help="Add rows to a .npy file.")
 @click.argument("target", metavar="FILE")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--new", is_flag=True, help="Begin a new file.")
@@ -52,18 +54,15 @@ def append(
     Each source is read whole before its rows are added, all or none of them.
     """
     path = _local(target)
+    if new and any(_is_same_file(source, path) for source in sources):
+        raise click.UsageError(f"{target}: expected other arrays for the new file but found it")
+    first = _load_rows(session, sources[0])  # before anything is changed
     if prepare and not new:
         ensure_appendable(path)
     count = 0
     with NpyAppendArray(path, new, fsync=fsync, casting=casting) as file:
-        for source in sources:
-            rows = torchnpy.load(source, client=session.client)
-            if isinstance(rows, (dict, NpzFile)):
-                found = "an archive" if isinstance(rows, NpzFile) else "fields"
-                raise UnsupportedError(
-                    f"{source}: expected an array of one dtype to append but found {found}; "
-                    "torchnpy convert takes it apart"
-                )
+        for i, source in enumerate(sources):
+            rows = _load_rows(session, source) if i else first
             file.append(rows)
             count += rows.shape[-1 if file.fortran_order else 0]
         shape = file.shape
@@ -73,7 +72,7 @@ def append(
         print_line(f"{path}: {count} rows appended, shape {shape}")
 
 
-@command()
+@command(short_help="Count rows that a crash left.")
 @click.argument("names", metavar="FILE...", nargs=-1, required=True)
 @click.option("--check", is_flag=True, help="Only tell; status 1 if one needs it.")
 @click.option("--zero-fill", is_flag=True, help="Keep an incomplete last row, filled with zeros.")
@@ -103,6 +102,26 @@ def recover(
                 continue
             states = {(True, False): "recovered", (True, True): "needs recovery"}
             print_line(f"{path}: {states.get((needed, check), 'whole')}, shape {values['shape']}")
+
+
+def _load_rows(session: Session, source: str) -> torch.Tensor:
+    rows = torchnpy.load(source, client=session.client)
+    if isinstance(rows, (dict, NpzFile)):
+        found = "an archive" if isinstance(rows, NpzFile) else "fields"
+        raise UnsupportedError(
+            f"{source}: expected an array of one dtype to append but found {found}; "
+            "torchnpy convert takes it apart"
+        )
+    if not rows.dim():
+        raise ValueError(f"{source}: expected an array with rows to append but found shape ()")
+    return rows
+
+
+def _is_same_file(source: str, path: str) -> bool:
+    try:
+        return not is_remote(source) and os.path.samefile(local_path(source), path)
+    except OSError:
+        return False
 
 
 def _local(name: str) -> str:

@@ -26,7 +26,7 @@ _AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object
 _MEMBER = click.option("--member", "-m", metavar="NAME", help="One member of an archive.")
 
 
-@command()
+@command(short_help="Tell dtype, shape, order and sizes.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @_AS_JSON
 @click.pass_obj
@@ -155,7 +155,7 @@ def _dtype_text(header: NpyHeader) -> str:
     return f"{dtype} [{header.unit}]" if header.unit else f"{dtype} ({header.descr})"
 
 
-@command()
+@command(short_help="Show the first rows.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--rows", "-n", type=click.IntRange(0), default=10, help="How many (10).")
 @_MEMBER
@@ -241,7 +241,7 @@ def _print_head(name: str, key: str | None, header: NpyHeader, array: Loaded) ->
             print_line(line)
 
 
-@command()
+@command(short_help="Write an array as text, or raw bytes.")
 @click.argument("name", metavar="NAME")
 @_MEMBER
 @click.option("--raw", is_flag=True, help="The object's bytes, whatever they are.")

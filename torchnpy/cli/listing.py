@@ -22,7 +22,7 @@ from torchnpy.cli.objects import (
 from torchnpy.cli.output import print_json, print_line
 
 
-@command()
+@command(short_help="List objects, files or members.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--recursive", "-r", is_flag=True, help="Objects of all depths, no folders.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
     members: int | None  # of an archive
 
 
-@command()
+@command(short_help="Check that arrays and archives are whole.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--recursive", "-r", is_flag=True, help="S3 names are prefixes.")
 @click.option("--allow-trailing", is_flag=True, help="Bytes after the data are no failure.")
