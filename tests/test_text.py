@@ -210,6 +210,8 @@ def test_lists_dicts_and_tensors_of_all_kinds_are_written(tmp_path: Path) -> Non
     assert written(tnp.savetxt, fields, fmt="%g %d") == b"0 0\n1 1\n2 2\n"
     assert written(tnp.savetxt, torch.ones(2, requires_grad=True), fmt="%g") == b"1\n1\n"
     assert written(tnp.savetxt, torch.tensor([1.5], dtype=torch.bfloat16), fmt="%s") == b"1.5\n"
+    truths = torch.tensor([0, 1, 255], dtype=torch.uint8).view(torch.bool)
+    assert written(tnp.savetxt, truths, fmt="%d") == written(np.savetxt, truths.numpy(), fmt="%d")
     conjugate = torch.tensor([1 + 2j]).conj()
     assert written(tnp.savetxt, conjugate, fmt="%g") == b" (1-2j)\n"
     assert written(tnp.savetxt, conjugate.imag, fmt="%g") == b"-2\n"

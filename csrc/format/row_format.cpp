@@ -54,6 +54,7 @@ Integer read_integer(ScalarType type, const uint8_t* element) {
     case ScalarType::kUInt16: return {false, read_as<uint16_t>(element)};
     case ScalarType::kUInt32: return {false, read_as<uint32_t>(element)};
     case ScalarType::kUInt64: return {false, read_as<uint64_t>(element)};
+    case ScalarType::kBool: return {false, *element != 0 ? 1U : 0U};  // as numpy takes bytes
     default: return {false, *element};
   }
 }

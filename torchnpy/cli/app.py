@@ -222,7 +222,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with app.make_context("torchnpy", list(arguments), obj=session) as context:
             app.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is when the shell closed it
+            sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
