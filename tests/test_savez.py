@@ -285,6 +285,8 @@ def test_arrays_without_a_name_are_called_as_numpy_does() -> None:
 def test_level_that_is_an_array_is_a_member() -> None:
     data = saved(tnp.savez_compressed, level=np.arange(3), x=np.zeros(1))
     assert tnp.load_npz(data)["level"].tolist() == [0, 1, 2]
+    data = saved(tnp.savez_compressed, level=True, x=np.zeros(1))
+    assert tnp.load_npz(data)["level"].item() is True
 
 
 def test_a_level_out_of_range_is_refused() -> None:
