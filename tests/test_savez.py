@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import Pipe, noise, run_script
 from test_npy_properties import SIZED, arrays, assert_same, relaxed
@@ -270,6 +271,12 @@ def test_an_archive_goes_to_a_store_while_it_is_made(
     for savez in (tnp.savez, tnp.savez_compressed):
         savez("s3://bucket/x.npz", **large)
         assert s3_server.buckets["bucket"].objects["x.npz"] == saved(savez, **large)
+
+
+def test_an_archive_is_put_by_http(server: ObjectServer) -> None:
+    for savez in (tnp.savez, tnp.savez_compressed):
+        savez(server.url + "/x.npz", **MIXED)
+        assert server.objects["/x.npz"] == saved(savez, **MIXED)
 
 
 def test_arrays_without_a_name_are_called_as_numpy_does() -> None:
