@@ -11,7 +11,6 @@ Usage:
 """
 
 import argparse
-import io
 import os
 
 import numpy as np
@@ -50,11 +49,11 @@ def main() -> None:
     add_store_options(parser, "botocore")
     args = parse_args(parser)
     if args.profile:
-        os.environ["AWS_PROFILE"] = args.profile  # for the upload, the region and the endpoint
+        os.environ["AWS_PROFILE"] = args.profile  # for the region and the endpoint
     with open_store(args) as (store, folder):
         urls = [f"{folder}/{number}.npy" for number in range(COUNT)]
-        upload(urls, [to_npy(np.full((4, 4), number)) for number in range(COUNT)])
         client = Client(credentials=BotocoreCredentials(args.profile))
+        upload(urls, [np.full((4, 4), number) for number in range(COUNT)], client)
         batches = DataLoader(
             NpyDataset(urls, client=client),
             batch_size=4,
@@ -64,12 +63,6 @@ def main() -> None:
         total = sum(int(batch[:, 0, 0].sum()) for batch in batches)
         assert total == sum(range(COUNT))
         print(f"Loaded {COUNT} arrays from {store} with {client}")
-
-
-def to_npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ Usage:
 """
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,11 +113,6 @@ class Scene:
     image: np.ndarray  # uint8 [3, SIDE, SIDE]
     mask: np.ndarray  # bool [SIDE, SIDE]: where there is ink
 
-    def archive(self) -> bytes:
-        file = io.BytesIO()
-        np.savez_compressed(file, image=self.image, mask=self.mask)
-        return file.getvalue()
-
 
 def upload_scenes(folder: str, count: int) -> int:
     """Puts the archives, four fifths of them for training. Returns their bytes."""
@@ -128,15 +122,15 @@ def upload_scenes(folder: str, count: int) -> int:
     photos = np.stack(load_sample_images().images)  # uint8 [2, 427, 640, 3]
     edge = photos.shape[2] * 4 // 5
     digit_edge = len(inks) * 4 // 5
-    urls, contents = [], []
+    urls, scenes = [], []
     for index in range(count):
         if index < train_count:
             name, ground, digits = "train", photos[:, :, :edge], inks[:digit_edge]
         else:
             name, ground, digits = "held_out", photos[:, :, edge:], inks[digit_edge:]
         urls.append(f"{folder}/{name}/{index:04}.npz")
-        contents.append(draw_scene(random, ground, digits).archive())
-    return upload(urls, contents)
+        scenes.append(asdict(draw_scene(random, ground, digits)))
+    return upload(urls, scenes)
 
 
 def draw_scene(random: np.random.Generator, photos: np.ndarray, inks: np.ndarray) -> Scene:

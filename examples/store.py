@@ -1,17 +1,17 @@
 """Which S3 store an example uses, and how its data gets there."""
 
 import argparse
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
 import boto3
 import numpy as np
-from botocore.config import Config
 from local_s3 import local_s3
 from tqdm import tqdm
+
+import torchnpy as tnp
 
 
 def add_store_options(parser: argparse.ArgumentParser, prefix: str) -> None:
@@ -41,21 +41,23 @@ def open_store(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield words, f"s3://{bucket}/{args.prefix.strip('/')}"
 
 
-def upload(urls: Sequence[str], contents: Sequence[bytes]) -> int:
-    """Puts the objects and returns their bytes in all."""
-    s3 = boto3.client("s3", config=Config(max_pool_connections=16))
+def upload(
+    urls: Sequence[str],
+    arrays: Sequence[np.ndarray | Mapping[str, np.ndarray]],
+    client: tnp.Client | None = None,
+) -> int:
+    """Saves each array as a .npy, or each dict of arrays as a .npz. Returns the bytes in all."""
+    client = client or tnp.default_client()
+    before = client.metrics()["bytes_sent"]
 
-    def put(url: str, content: bytes) -> int:
-        bucket, key = url.removeprefix("s3://").split("/", 1)
-        s3.put_object(Bucket=bucket, Key=key, Body=content)
-        return len(content)
+    def put(url: str, array: np.ndarray | Mapping[str, np.ndarray]) -> None:
+        if isinstance(array, Mapping):
+            tnp.savez_compressed(url, **array)
+        else:
+            tnp.save(url, array, client=client)
 
     with ThreadPoolExecutor(16) as pool:
-        puts = pool.map(put, urls, contents)
-        return sum(tqdm(puts, "      upload", len(urls), unit="object", leave=False))
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
+        puts = pool.map(put, urls, arrays)
+        for _ in tqdm(puts, "      upload", len(urls), unit="object", leave=False):
+            pass
+    return int(client.metrics()["bytes_sent"] - before)

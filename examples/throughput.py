@@ -10,7 +10,6 @@ Usage:
 """
 
 import argparse
-import io
 import threading
 import time
 from pathlib import Path
@@ -98,12 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def upload_arrays(folder: str, count: int, kilobytes: int) -> int:
     noise = np.random.default_rng(0)
-    contents = []
-    for _ in range(count):
-        file = io.BytesIO()
-        np.save(file, noise.integers(0, 256, kilobytes * 1000, np.uint8))
-        contents.append(file.getvalue())
-    return upload([f"{folder}/{i:04}.npy" for i in range(count)], contents)
+    arrays = [noise.integers(0, 256, kilobytes * 1000, np.uint8) for _ in range(count)]
+    return upload([f"{folder}/{i:04}.npy" for i in range(count)], arrays)
 
 
 def draw(recorder: Recorder, path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from sklearn.datasets import load_digits
-from store import add_store_options, npy, open_store, parse_args, upload
+from store import add_store_options, open_store, parse_args, upload
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -91,7 +91,7 @@ def upload_digits(folder: str, count: int) -> None:
     shards = [records[i : i + SHARD_ROWS] for i in range(0, len(records), SHARD_ROWS)]
     urls = [f"{folder}/digits/{index:04}.npy" for index in range(len(records))]
     urls += [f"{folder}/shards/{index:03}.npy" for index in range(len(shards))]
-    upload(urls, [npy(array) for array in [*records, *shards]])
+    upload(urls, [*records, *shards])
 
 
 def train(style: str, folder: str, epochs: int, count: int) -> None:

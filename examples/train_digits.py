@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
-from store import add_store_options, npy, open_store, parse_args, upload
+from store import add_store_options, open_store, parse_args, upload
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, random_split
 from tqdm import tqdm
@@ -111,9 +111,9 @@ def upload_digits(folder: str, count: int) -> int:
     """Puts the images, each an object, and the labels, one array. Returns the images' bytes."""
     digits = load_digits()
     images = digits.images.astype(np.uint8)[:count]
-    upload([f"{folder}/labels.npy"], [npy(digits.target[:count])])
+    upload([f"{folder}/labels.npy"], [digits.target[:count]])
     urls = [f"{folder}/images/{index:04}.npy" for index in range(count)]
-    return upload(urls, [npy(image) for image in images])
+    return upload(urls, list(images))
 
 
 def train_net(

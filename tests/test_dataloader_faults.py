@@ -248,10 +248,17 @@ loader = DataLoader(datasets[what](), batch_size=4 if what == "samples" else 100
                     shuffle=what != "a stream", num_workers=2, persistent_workers=persistent)
 
 def measure(pid):
-    # As MB of memory in use, and descriptors.
+    # As MB of memory in use, and descriptors but for connections: those are kept for the next.
     lines = open(f"/proc/{pid}/smaps_rollup").read().splitlines()
     pss = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return pss // 1024, len(os.listdir(f"/proc/{pid}/fd"))
+    return pss // 1024, sum(not is_connection(f"/proc/{pid}/fd/{fd}")
+                            for fd in os.listdir(f"/proc/{pid}/fd"))
+
+def is_connection(fd):
+    try:
+        return os.readlink(fd).startswith("socket:")
+    except FileNotFoundError:  # that of the listing itself
+        return True
 
 def left_in_shm():
     return [name for name in os.listdir("/dev/shm") if f"_{os.getpid()}_" in name]

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from servers.http import ObjectServer
 from servers.s3 import S3Server
 from support import Pipe, noise, run_script
 from test_npy_properties import SIZED, arrays, assert_same, relaxed
@@ -272,6 +273,12 @@ def test_an_archive_goes_to_a_store_while_it_is_made(
         assert s3_server.buckets["bucket"].objects["x.npz"] == saved(savez, **large)
 
 
+def test_an_archive_is_put_by_http(server: ObjectServer) -> None:
+    for savez in (tnp.savez, tnp.savez_compressed):
+        savez(server.url + "/x.npz", **MIXED)
+        assert server.objects["/x.npz"] == saved(savez, **MIXED)
+
+
 def test_arrays_without_a_name_are_called_as_numpy_does() -> None:
     for savez in (tnp.savez, tnp.savez_compressed):
         data = saved(savez, np.zeros(1), [1, 2], x=torch.ones(3))
@@ -285,6 +292,8 @@ def test_arrays_without_a_name_are_called_as_numpy_does() -> None:
 def test_level_that_is_an_array_is_a_member() -> None:
     data = saved(tnp.savez_compressed, level=np.arange(3), x=np.zeros(1))
     assert tnp.load_npz(data)["level"].tolist() == [0, 1, 2]
+    data = saved(tnp.savez_compressed, level=True, x=np.zeros(1))
+    assert tnp.load_npz(data)["level"].item() is True
 
 
 @pytest.mark.parametrize("save", [tnp.savez, tnp.savez_compressed])

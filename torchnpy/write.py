@@ -82,12 +82,12 @@ def savez_compressed(
     Args:
         target, *args, **arrays: See savez().
         level: 1 (fastest) to 9 (smallest); 0 does not compress. Default: 2, which is made for
-            arrays. An array here is a member of that name.
+            arrays. An array, or a bool, is a member of that name.
 
     Raises:
         ValueError, TransportError, UnsupportedError: See savez().
     """
-    if level is None or isinstance(level, int):
+    if level is None or (isinstance(level, int) and not isinstance(level, bool)):
         _savez(target, args, arrays, level)
     else:
         _savez(target, args, {**arrays, "level": level}, None)

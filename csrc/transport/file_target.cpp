@@ -277,8 +277,11 @@ class TemporaryFile {
   bool rename(const std::string& name, bool replace) {
     const bool is_renamed = replace ? ::renameat(folder_, name_.c_str(), folder_, name.c_str()) == 0
                                     : rename_if_none(name);
-    if (is_renamed) name_.clear();
-    return is_renamed;
+    if (!is_renamed) return false;
+    name_.clear();
+    // Or a child that was forked meanwhile would hold it for as long as it lives.
+    ::flock(fd_.get(), LOCK_UN);
+    return true;
   }
 
  private:

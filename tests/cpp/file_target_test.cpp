@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -13,6 +14,7 @@
 #include <thread>
 
 #include "aws_environment.h"
+#include "base/descriptor.h"
 #include "base/error.h"
 #include "base/wait.h"
 #include "forked_child.h"
@@ -229,6 +231,19 @@ TEST_F(FileTargetTest, AKilledProcessLeavesTheOldFileAndTheNextSaveNothing) {
   save(path(), "new");
   EXPECT_EQ(read(), "new");
   EXPECT_EQ(names(), Names{"x"});
+}
+
+TEST_F(FileTargetTest, AChildForkedMeanwhileHoldsNoLockOnTheFile) {
+  const auto target = create_file(path(), {});
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (;;) ::pause();
+  }
+  target->finish();
+  const Descriptor file(::open(path().c_str(), O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(::flock(file.get(), LOCK_EX | LOCK_NB), 0);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
 }
 
 TEST_F(FileTargetTest, OfOthersIsNoLeftover) {

@@ -243,7 +243,8 @@ class ObjectServer:
         }
         request = Request(method, target, headers, number)
         nbytes = int(headers.get("content-length", 0))
-        cut = self._next(self._cuts, request) if nbytes else None
+        cuts = self._queue(self._cuts, request) if nbytes else None
+        cut = cuts.popleft() if cuts else None
         if cut is not None:
             stream.read(min(cut.nbytes, nbytes))
             with self._changed:
@@ -267,7 +268,7 @@ class ObjectServer:
             self._changed.notify_all()
             if self._gate:
                 self._changed.wait_for(lambda: self.max_concurrent >= self._gate, timeout=5)
-            fault = self._next(self._faults, request) or self._always.get(request.path)
+            fault = self._next_fault(request)
         try:
             if self.latency_s:
                 time.sleep(self.latency_s)
@@ -283,11 +284,15 @@ class ObjectServer:
         """What fail() and cut_body() may call the request."""
         return [request.path]
 
-    def _next(self, queues: dict[str, collections.deque[Any]], request: Request) -> Any:
-        for key in self.names(request):
-            if queues.get(key):
-                return queues[key].popleft()
-        return None
+    def _next_fault(self, request: Request) -> Fault | None:
+        queue = self._queue(self._faults, request)
+        return queue.popleft() if queue else self._always.get(request.path)
+
+    def _queue(
+        self, queues: dict[str, collections.deque[Any]], request: Request
+    ) -> collections.deque[Any] | None:
+        """The first that has something for the request."""
+        return next((queues[name] for name in self.names(request) if queues.get(name)), None)
 
     def _send(self, connection: socket.socket, request: Request, answer: Answer) -> bool:
         body = b"" if request.method == "HEAD" else answer.body
