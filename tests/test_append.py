@@ -415,6 +415,7 @@ def test_another_shape_is_refused(path: str, shape: tuple[int, ...]) -> None:
     [
         ({"fsync": "often"}, "fsync: expected one of never, header, always but found 'often'"),
         ({"header_every": 0}, "header_every: expected 1 or more but found 0"),
+        ({"header_every": 1.5}, "header_every: expected 1 or more but found 1.5"),
         ({"casting": "any"}, "casting: expected one of no, equiv, safe, same_kind, unsafe but"),
     ],
 )

@@ -68,7 +68,7 @@ class NpyAppendArray(_C.Appender):
         header_every: int = 1,
         casting: Casting = "unsafe",
     ) -> None:
-        if header_every < 1:
+        if not hasattr(header_every, "__index__") or not 1 <= header_every <= sys.maxsize:
             raise ValueError(f"header_every: expected 1 or more but found {header_every}")
         every = header_every if rewrite_header_on_append else 0
         super().__init__(
