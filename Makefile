@@ -12,7 +12,7 @@ TORCH_INDEX_URL ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # So many processes share the files of the tests; 0: one, as pytest --pdb needs.
-PYTEST_JOBS ?= 2
+PYTEST_JOBS ?= 3
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
@@ -70,17 +70,7 @@ soak: compile packages-test
 	@.venv/bin/python tests/soak.py $(SOAK_SECONDS)
 
 fuzz: compile-fuzz
-	@for source in tests/fuzz/*.cpp; do \
-	  target=$$(basename $$source .cpp); corpus=build/fuzz/corpus/$$target; seeds=tests/fuzz/corpus/$$target; \
-	  mkdir -p $$corpus; \
-	  printf 'Fuzzing %s for %d s ... ' $$target $(FUZZ_SECONDS); \
-	  if ! build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 \
-	    -artifact_prefix=build/fuzz/$$target- $$corpus $$([ -d $$seeds ] && echo $$seeds) \
-	    >build/fuzz/$$target.log 2>&1 </dev/null; then \
-	    echo "failed; the end of build/fuzz/$$target.log:"; tail -n 60 build/fuzz/$$target.log; exit 1; \
-	  fi; \
-	  tail -n 1 build/fuzz/$$target.log; \
-	done
+	@ls tests/fuzz/*.cpp | xargs -P $$(nproc) -I{} tools/fuzz $(FUZZ_SECONDS) {}
 
 bench: compile packages-bench
 	@tools/system bench
