@@ -58,7 +58,10 @@ lint: torch packages-lint
 
 asan: compile-asan packages-demo packages-test
 	@tools/gtest build/asan/npy_core_test
-	@tools/asan_pytest build/asan/site $(ASAN_TESTS)
+	@for source in tests/fuzz/*.cpp; do \
+	  target=$$(basename $$source .cpp); build/asan/$$target tests/fuzz/corpus/$$target; \
+	done
+	@tools/asan_pytest build/asan/site -n $(PYTEST_JOBS) --dist loadfile $(ASAN_TESTS)
 
 # Without address randomisation where that is allowed: ThreadSanitizer of GCC 12 needs a
 # layout that newer kernels do not give.
@@ -114,7 +117,7 @@ compile-tests: compile
 compile-asan: torch
 	@$(STEP) compile-asan "Compiling torchnpy and the C++ tests with AddressSanitizer and UBSan" \
 	  --makes build/asan/site/torchnpy/lib/libtorchnpy.so \
-	  .venv/.made csrc tests/cpp cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
+	  .venv/.made csrc tests/cpp tests/fuzz cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
 	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_TESTS=ON -DTORCHNPY_SANITIZE=address,undefined \
 	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \
 	      -DCMAKE_PREFIX_PATH=$$(.venv/bin/python -c "import torch.utils as u; print(u.cmake_prefix_path)") && \
