@@ -573,6 +573,70 @@ def test_threads_lose_and_tear_no_row(path: str) -> None:
         assert np.array_equal(found[found[:, 0] == number, 1], np.arange(count))
 
 
+def test_a_process_ends_while_its_threads_append(path: str) -> None:
+    for _ in range(3):
+        run_script(
+            """
+            import sys, threading
+            import torch
+            import torchnpy as tnp
+            appender = tnp.NpyAppendArray(sys.argv[1])
+            started = threading.Barrier(9)
+
+            def write():
+                appended = 0
+                while True:
+                    appender.append(torch.zeros(1, 4))
+                    appended += 1
+                    if appended == 100:
+                        started.wait()
+
+            for _ in range(8):
+                threading.Thread(target=write, daemon=True).start()
+            started.wait()
+            """,
+            path,
+        )
+    assert len(np.load(path)) >= 3 * 8 * 100
+
+
+def test_at_the_end_of_the_process_one_that_fails_leaves_no_other_open(tmp_path: Path) -> None:
+    run_script(
+        """
+        import os, sys
+        import numpy as np
+        import torchnpy as tnp
+        from torchnpy.append import _close_all
+
+        appenders = [
+            tnp.NpyAppendArray(f"{sys.argv[1]}/{i}", rewrite_header_on_append=False)
+            for i in range(8)
+        ]
+        for i, appender in enumerate(appenders):
+            appender.append(np.ones(3))
+            if i % 2:
+                os.truncate(appender.filename, 100)
+        try:
+            _close_all()
+        except tnp.TransportError:
+            os._exit(0)
+        os._exit(1)
+        """,
+        tmp_path,
+    )
+    assert [len(np.load(tmp_path / f"{i}")) for i in range(0, 8, 2)] == [3] * 4
+
+
+def test_records_that_differ_in_their_padding_alone_are_cast(path: str) -> None:
+    """The format of their buffers is the same."""
+    padded = np.dtype({"names": ["x"], "formats": ["u1"], "itemsize": 4})
+    with NpyAppendArray(path) as appender:
+        for _ in range(2):
+            appender.append(np.ones(3, padded))
+        appender.append(np.full(3, 2, [("x", "u1")]))
+    assert np.load(path)["x"].tolist() == [1] * 6 + [2] * 3
+
+
 def test_an_object_that_is_dropped_closes_the_file(path: str) -> None:
     appender = NpyAppendArray(path, rewrite_header_on_append=False)
     appender.append(rows(0, 3))

@@ -441,6 +441,21 @@ def test_what_a_write_raises_arrives(save: Any) -> None:
             run(lambda: save(Broken(), X))
 
 
+def test_an_error_of_a_write_keeps_no_memory_that_is_gone() -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError) as error:
+        tnp.save(full, X)
+    lent = [
+        value
+        for entry in error.traceback
+        for value in entry.frame.f_locals.values()
+        if isinstance(value, memoryview)
+    ]
+    assert lent
+    for view in lent:
+        with pytest.raises(ValueError, match="released"):
+            view.tobytes()
+
+
 def test_a_text_file_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="str"):
         tnp.save(io.StringIO(), X)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import os
 import sys
 import weakref
@@ -253,8 +254,9 @@ _uncounted: weakref.WeakSet[NpyAppendArray] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    for appender in list(_uncounted):
-        appender.close()
+    with contextlib.ExitStack() as stack:  # all of them, also where one fails
+        for appender in list(_uncounted):
+            stack.callback(appender.close)
 
 
 def _choose(name: str, value: str, kind: Any) -> Any:

@@ -84,21 +84,39 @@ void move(GrowingFile& file, MoveJournal journal, uint64_t move_nbytes) {
   finish_move(file, std::move(journal), move_nbytes);
 }
 
-// Whether the header is the old one, or the new one as far as it was written: each sector is
-// written from its begin on.
-bool is_head_of(const MoveJournal& journal, std::string_view head) {
-  if (head == journal.old_header) return true;
-  if (journal.moved_from != 0 || head.size() != journal.old_header.size()) return false;
-  for (size_t begin = 0; begin < head.size(); begin += kSectorNbytes) {
-    const std::string_view sector = head.substr(begin, kSectorNbytes);
-    const std::string_view after = std::string_view(journal.new_header).substr(begin);
-    const std::string_view before = std::string_view(journal.old_header).substr(begin);
-    const auto end = std::mismatch(sector.begin(), sector.end(), after.begin()).first;
-    if (!before.substr(end - sector.begin()).starts_with(sector.substr(end - sector.begin()))) {
-      return false;
-    }
+// Whether `found`, in the file from `offset` on, is `before`, or `after` as far as that was
+// written: each sector is written from its begin on.
+bool is_between(std::string_view found, std::string_view before, std::string_view after,
+                uint64_t offset) {
+  for (size_t begin = 0; begin < found.size();) {
+    const uint64_t sector_nbytes = kSectorNbytes - (offset + begin) % kSectorNbytes;
+    const size_t end = std::min<uint64_t>(found.size(), begin + sector_nbytes);
+    size_t at = begin;
+    while (at < end && found[at] == after[at]) ++at;
+    if (found.substr(at, end - at) != before.substr(at, end - at)) return false;
+    begin = end;
   }
   return true;
+}
+
+// Whether the file has the old header, and the chunk in its old place, as far as neither was
+// overwritten: the chunk by itself in its new place, and both by the new header, which is last.
+bool is_content_of(GrowingFile& file, const MoveJournal& journal) {
+  const std::string& chunk = journal.chunk;
+  const uint64_t shift = journal.new_header.size() - journal.old_header.size();
+  const bool is_last = journal.moved_from == 0;
+  const uint64_t under_header = is_last ? std::min<uint64_t>(shift, chunk.size()) : 0;
+  const std::string head = journal.old_header + chunk.substr(0, under_header);
+  const std::string found_head = read_all(file, head.size(), 0);
+  if (found_head.size() != head.size() ||
+      !is_between(found_head, head, is_last ? journal.new_header : head, 0)) {
+    return false;
+  }
+  const uint64_t offset = journal.old_header.size() + journal.moved_from + under_header;
+  const std::string before = chunk.substr(under_header);
+  const std::string after = (chunk.substr(0, shift) + chunk).substr(under_header, before.size());
+  const std::string found = read_all(file, before.size(), offset);
+  return found.size() == before.size() && is_between(found, before, after, offset);
 }
 
 // The file may have been replaced since: then to go on would destroy it.
@@ -109,8 +127,7 @@ void check_belongs(GrowingFile& file, const MoveJournal& journal) {
   const uint64_t least = unmoved == journal.data_nbytes ? old_nbytes : new_nbytes;
   const uint64_t most = journal.moved_from == journal.data_nbytes ? old_nbytes : new_nbytes;
   const uint64_t nbytes = file_nbytes(file);
-  const std::string head = read_all(file, journal.old_header.size(), 0);
-  if (nbytes >= least && nbytes <= most && is_head_of(journal, head)) return;
+  if (nbytes >= least && nbytes <= most && is_content_of(file, journal)) return;
   throw FormatError(fmt::format(
       "expected the file of {} to {} bytes that its journal, {}.journal, is of but found another "
       "of {}; if it was replaced since, remove the journal",

@@ -68,7 +68,9 @@ class Appender::Busy {
   explicit Busy(Appender& appender) : appender_(appender) {
     std::unique_lock lock(appender_.mutex_);
     if (appender_.busy_) {
-      WaitScope scope;
+      lock.unlock();
+      WaitScope scope;  // does not return where the process ends, and must not keep the mutex then
+      lock.lock();
       if (!scope.wait(lock, appender_.freed_, [&] { return !appender_.busy_; })) {
         throw InterruptedError(appender_.path_ + ": interrupted while another thread appended");
       }

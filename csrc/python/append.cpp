@@ -62,7 +62,9 @@ std::optional<Rows> find_rows(const AppendHandle& handle, const at::Tensor& tens
 
 std::optional<Rows> find_rows(const AppendHandle& handle, const Py_buffer& view) {
   const RowLayout& layout = *handle.appender.layout();
+  // The format does not name the bytes behind the last field of a record.
   if (view.format == nullptr || handle.array_format != view.format ||
+      static_cast<uint64_t>(view.itemsize) != layout.dtype.itemsize ||
       PyBuffer_IsContiguous(&view, layout.fortran_order ? 'F' : 'C') == 0) {
     return std::nullopt;
   }

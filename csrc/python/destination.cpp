@@ -73,7 +73,14 @@ class StreamTarget final : public Target {
     }
     const py::memoryview lent =
         py::memoryview::from_memory(piece.data(), static_cast<py::ssize_t>(piece.size()));
-    write(lent);
+    try {
+      write(lent);
+    } catch (const py::error_already_set&) {
+      // The error's traceback may keep it, and what is lent does not last.
+      py::reinterpret_steal<py::object>(PyObject_CallMethod(lent.ptr(), "release", nullptr));
+      PyErr_Clear();
+      throw;
+    }
     lent.attr("release")();
   }
 

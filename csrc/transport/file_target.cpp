@@ -22,6 +22,7 @@
 #include "base/checksum.h"
 #include "base/descriptor.h"
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/wait.h"
 
 namespace torchnpy {
@@ -265,8 +266,9 @@ class TemporaryFile {
       if (fd_) name_ = name;
     }
   }
+  // Not by a forked child, whose parent goes on with it.
   ~TemporaryFile() {
-    if (!name_.empty()) ::unlinkat(folder_, name_.c_str(), 0);
+    if (!name_.empty() && forks_ == fork_count()) ::unlinkat(folder_, name_.c_str(), 0);
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
@@ -296,6 +298,7 @@ class TemporaryFile {
   }
 
   const int folder_;
+  const uint64_t forks_ = fork_count();
   Descriptor fd_;
   std::string name_;  // empty: none any more
 };

@@ -273,6 +273,42 @@ TEST_P(Move, ThatEndedAtAnyStepIsFinishedByRecover) {
   }
 }
 
+// The file was saved anew meanwhile, with the same header: nothing of the old one may come into it.
+TEST_P(Move, OfAFileThatWasReplacedByOneOfItsSizeIsNotFinished) {
+  struct Size {
+    uint64_t rows;
+    uint64_t move_nbytes;
+  };
+  for (const Size size : {Size{100, 150}, Size{100, 600}, Size{400, 1800}, Size{5, 150}}) {
+    for (int at_step = 0;; ++at_step) {
+      write_tight(size.rows);
+      const auto plan = std::make_shared<testing::FaultPlan>();
+      plan->fault = GetParam();
+      plan->at_step = at_step;
+      const RepairOptions options{testing::open_with(plan), size.move_nbytes};
+      try {
+        ensure_appendable(path(), true, options);
+      } catch (const TransportError&) {
+      }
+      if (std::filesystem::exists(journal())) {
+        write_tight(size.rows);
+        std::string bytes = read_file(path());
+        for (size_t i = bytes.size() - size.rows * 6; i < bytes.size(); ++i) bytes[i] ^= 0x55;
+        write(path(), bytes);
+        try {
+          recover(path(), false);
+        } catch (const FormatError& error) {
+          EXPECT_TRUE(has(error.what(), {journal(), "if it was replaced since"}));
+        }
+        EXPECT_TRUE(load_file(path()).data == bytes.substr(bytes.size() - size.rows * 6));
+        std::filesystem::remove(journal());
+      }
+      if (!plan->was_reached()) break;
+      ASSERT_LT(at_step, 100);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(AppendRepair, Move, ::testing::ValuesIn(testing::kFaults));
 
 TEST_F(AppendRepairTest, AJournalOfAnotherFileIsRefused) {

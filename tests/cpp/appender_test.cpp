@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <random>
 #include <set>
@@ -268,6 +269,53 @@ TEST_F(AppenderTest, AFileThatWasClosedIsFreeThoughAChildLives) {
   EXPECT_NO_THROW(Appender(path(), {}));
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
+}
+
+// Its write goes on when it is told to.
+class SlowFile : public testing::FaultyFile {
+ public:
+  struct Gate {
+    std::atomic<bool> is_reached{false};
+    std::atomic<bool> is_open{false};
+    static void wait_for(const std::atomic<bool>& reached) {
+      while (!reached) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  };
+  SlowFile(const std::string& path, FileAccess access, Gate& gate)
+      : FaultyFile(open_growing_file(path, access), std::make_shared<testing::FaultPlan>()),
+        gate_(gate) {}
+  ssize_t write(ByteView bytes, uint64_t offset) override {
+    gate_.is_reached = true;
+    Gate::wait_for(gate_.is_open);
+    return FaultyFile::write(bytes, offset);
+  }
+
+ private:
+  Gate& gate_;
+};
+
+// A thread that then begins to wait sleeps for ever, but holds up neither those that work nor the
+// main thread, which closes.
+TEST_F(AppenderTest, ThreadsThatWaitWhenTheProcessEndsHoldNobodyUp) {
+  const int answer = testing::run_in_child([&] {
+    SlowFile::Gate gate;
+    AppenderOptions options;
+    options.open = [&](const std::string& path, FileAccess access) {
+      return std::make_unique<SlowFile>(path, access, gate);
+    };
+    Appender appender(path(), options);
+    std::thread works([&] { append(appender, make_rows(0, 1)); });
+    SlowFile::Gate::wait_for(gate.is_reached);
+    end_waits();
+    std::thread([&] { append(appender, make_rows(1, 1)); }).detach();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // it waits by now
+    gate.is_open = true;
+    works.join();
+    appender.close();
+    return 0;
+  });
+  EXPECT_EQ(answer, 0);
+  expect_rows(path(), 1);
 }
 
 TEST_F(AppenderTest, AClosedOneSaysSo) {

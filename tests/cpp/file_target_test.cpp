@@ -246,6 +246,19 @@ TEST_F(FileTargetTest, AChildForkedMeanwhileHoldsNoLockOnTheFile) {
   ::waitpid(child, nullptr, 0);
 }
 
+TEST_F(FileTargetTest, AForkedChildThatDropsItLeavesItsParentTheFile) {
+  auto target = create_file(path(), {});
+  write_text(*target, "new");
+  const int answer = run_in_child([&] {
+    target.reset();
+    return 0;
+  });
+  EXPECT_EQ(answer, 0);
+  target->finish();
+  EXPECT_EQ(read(), "new");
+  EXPECT_EQ(names(), Names{"x"});
+}
+
 TEST_F(FileTargetTest, OfOthersIsNoLeftover) {
   const auto mine = create_file(path(), {});
   write_text(*mine, "mine" + kLarge);
