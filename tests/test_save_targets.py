@@ -442,7 +442,10 @@ def test_what_a_write_raises_arrives(save: Any) -> None:
 
 
 def test_an_error_of_a_write_keeps_no_memory_that_is_gone() -> None:
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError) as error:
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(OSError, match="No space left") as error,
+    ):
         tnp.save(full, X)
     lent = [
         value
