@@ -1,5 +1,5 @@
-// The least that appending takes: for each append one pwrite of the rows, and one store of the count
-// into the mapped header.
+// The least that appending takes: for each append one pwrite of the rows, and one store of the
+// count into the mapped header.
 //
 // usage: raw_append PATH NBYTES COUNT; prints the seconds of wall time and of CPU for all appends
 #include <fcntl.h>
