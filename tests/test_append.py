@@ -573,20 +573,23 @@ def test_threads_lose_and_tear_no_row(path: str) -> None:
         assert np.array_equal(found[found[:, 0] == number, 1], np.arange(count))
 
 
-def test_a_process_ends_while_its_threads_append(path: str) -> None:
+@pytest.mark.parametrize("dtype", ["f8", "i2"])  # as the file is, and to be cast
+def test_a_process_ends_while_its_threads_append(path: str, dtype: str) -> None:
+    np.save(path, np.zeros((0, 4)))
     for _ in range(3):
         run_script(
             """
             import sys, threading
-            import torch
+            import numpy as np
             import torchnpy as tnp
             appender = tnp.NpyAppendArray(sys.argv[1])
+            rows = np.zeros((1, 4), sys.argv[2])
             started = threading.Barrier(9)
 
             def write():
                 appended = 0
                 while True:
-                    appender.append(torch.zeros(1, 4))
+                    appender.append(rows)
                     appended += 1
                     if appended == 100:
                         started.wait()
@@ -596,6 +599,7 @@ def test_a_process_ends_while_its_threads_append(path: str) -> None:
             started.wait()
             """,
             path,
+            dtype,
         )
     assert len(np.load(path)) >= 3 * 8 * 100
 
