@@ -780,6 +780,34 @@ def test_ctrl_c_ends_an_append_and_keeps_the_rows(path: str) -> None:
     os.unlink(path)
 
 
+def test_a_signal_handler_inside_an_append_cannot_call_it(path: str) -> None:
+    out = run_script(
+        """
+        import signal, sys
+        import numpy as np
+        import torchnpy as tnp
+        chunk = np.zeros((1, 64 << 20), "u1")
+        appender = tnp.NpyAppendArray(sys.argv[1])
+        appender.append(chunk)
+        signal.signal(signal.SIGALRM, lambda *_: appender.close())
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            appender.append(np.broadcast_to(chunk, (256, 64 << 20)))  # 16 GiB
+        except ValueError as error:
+            print(error)
+        appender.append(chunk)
+        appender.close()
+        """,
+        path,
+    )
+    assert out == (
+        f"{path}: expected a call after append() has returned but found one by a signal handler "
+        "inside it; raise an exception there, or set a flag\n"
+    )
+    assert np.load(path, mmap_mode="r").shape == (2, 64 << 20)
+    os.unlink(path)
+
+
 def test_a_full_disk_leaves_the_rows_that_were_there(path: str) -> None:
     with NpyAppendArray(path) as appender:
         appender.append(rows(0, 10))

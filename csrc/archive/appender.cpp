@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "archive/append_repair.h"
@@ -68,6 +69,7 @@ class Appender::Busy {
   explicit Busy(Appender& appender) : appender_(appender) {
     std::unique_lock lock(appender_.mutex_);
     if (appender_.busy_) {
+      check_is_other();
       lock.unlock();
       WaitScope scope;  // does not return where the process ends, and must not keep the mutex then
       lock.lock();
@@ -76,6 +78,7 @@ class Appender::Busy {
       }
     }
     appender_.busy_ = true;
+    appender_.worker_ = std::this_thread::get_id();
   }
   ~Busy() {
     {
@@ -88,6 +91,15 @@ class Appender::Busy {
   Busy& operator=(const Busy&) = delete;
 
  private:
+  // Or it would wait for itself.
+  void check_is_other() const {
+    if (appender_.worker_ != std::this_thread::get_id()) return;
+    throw ArgumentError(
+        appender_.path_ +
+        ": expected a call after append() has returned but found one by a signal handler inside "
+        "it; raise an exception there, or set a flag");
+  }
+
   Appender& appender_;
 };
 

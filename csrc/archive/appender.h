@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "archive/append_repair.h"
@@ -44,8 +45,8 @@ struct RowLayout {
 
 // Any number of threads may call it at once; rows of one call stay together. Every call but the
 // constructor throws LockError in a forked child, whose parent has the file. Calls wait for each
-// other and for the disk, and can be interrupted (base/wait.h). All throw the errors of
-// base/error.h with the file's name.
+// other and for the disk, and can be interrupted (base/wait.h); ArgumentError for one that an
+// interrupt check makes inside another. All throw the errors of base/error.h with the file's name.
 class Appender {
  public:
   // Opens and locks the file, if there is one. A header of numpy's is written anew, once, as one
@@ -105,9 +106,10 @@ class Appender {
   const AppenderOptions options_;
   const uint64_t forks_;
 
-  std::mutex mutex_;  // of busy_ alone: threads wait for the disk without it
+  std::mutex mutex_;  // of these alone: threads wait for the disk without it
   std::condition_variable freed_;
   bool busy_ = false;
+  std::thread::id worker_;  // who is busy, or was last
 
   // While busy:
   std::unique_ptr<GrowingFile> file_;
