@@ -129,20 +129,13 @@ Raises:
 
 // A function of CPython itself: pybind11's dispatch takes as long as the system call.
 PyObject* append_rows(PyObject* self, PyObject* object) noexcept {
-  try {
+  return answer_python([&] {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
     auto* const handle = static_cast<AppendHandle*>(instance->get_value_and_holder().value_ptr());
     if (handle == nullptr) throw py::type_error("expected that __init__() was called");
     if (!append_as_they_are(*handle, object)) py::handle(self).attr("_append")(py::handle(object));
-    return py::none().release().ptr();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (...) {
-    raise_python(std::current_exception());
-  }
-  return nullptr;
+    return py::none();
+  });
 }
 
 PyMethodDef append_method = {"append", append_rows, METH_O, kAppendDoc};

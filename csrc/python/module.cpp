@@ -268,18 +268,11 @@ LoadNpyArguments parse_arguments(PyObject* const* args, Py_ssize_t count, PyObje
 
 // A function of CPython itself: pybind11's dispatch takes longer than the decoding.
 PyObject* load_npy(PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) noexcept {
-  try {
+  return answer_python([&] {
     drain_released_buffers();
     const LoadNpyArguments parsed = parse_arguments(args, count, names);
-    return wrap(decode_object(parsed.data, kBytesName, parsed.copy, parsed.dtype)).release().ptr();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (...) {
-    raise_python(std::current_exception());
-  }
-  return nullptr;
+    return wrap(decode_object(parsed.data, kBytesName, parsed.copy, parsed.dtype));
+  });
 }
 
 PyMethodDef load_npy_method = {

@@ -30,6 +30,29 @@ class Copy(NamedTuple):
     name: str  # below the target
 
 
+def _by_name(
+    copies: Iterable[Copy],
+    check_name: Callable[[str, str], object],
+    fail: Callable[[Exception], None],
+) -> dict[str, Copy]:
+    """Those whose name ``check_name(name, url)`` takes, the first of each name."""
+    good: dict[str, Copy] = {}
+    for copy in copies:
+        url = copy.source.url
+        try:
+            check_name(copy.name, url)
+            if copy.name in good:
+                raise ValueError(
+                    f"{url}: expected another name than that of {good[copy.name].source.url} "
+                    f"but found {copy.name} twice; copy one of them elsewhere"
+                )
+        except ValueError as error:
+            fail(error)
+            continue
+        good[copy.name] = copy
+    return good
+
+
 class LocalTarget:
     """A folder; or a file of one, if it is not to be into a folder."""
 
@@ -44,21 +67,10 @@ class LocalTarget:
 
     def check(self, copies: Iterable[Copy], fail: Callable[[Exception], None]) -> list[Copy]:
         """Those that can be; what is wrong with the others is told to ``fail``."""
-        good: dict[str, Copy] = {}
+        good = _by_name(copies, split_name, fail)
         folders: dict[str, Copy] = {}
-        for copy in copies:
-            url = copy.source.url
-            try:
-                parts = split_name(copy.name, url)
-                if copy.name in good:
-                    raise ValueError(
-                        f"{url}: expected another name than that of {good[copy.name].source.url} "
-                        f"but found {copy.name} twice; copy one of them elsewhere"
-                    )
-            except ValueError as error:
-                fail(error)
-                continue
-            good[copy.name] = copy
+        for copy in good.values():
+            parts = copy.name.split("/")
             for i in range(1, len(parts)):
                 folders.setdefault("/".join(parts[:i]), copy)
         for name in good.keys() & folders.keys():
@@ -105,22 +117,8 @@ class RemoteTarget:
 
     def check(self, copies: Iterable[Copy], fail: Callable[[Exception], None]) -> list[Copy]:
         """As LocalTarget; keys of S3 may be anything."""
-        good: dict[str, Copy] = {}
-        for copy in copies:
-            url = copy.source.url
-            try:
-                if not is_s3(self._url):
-                    split_name(copy.name, url)
-                if copy.name in good:
-                    raise ValueError(
-                        f"{url}: expected another name than that of {good[copy.name].source.url} "
-                        f"but found {copy.name} twice; copy one of them elsewhere"
-                    )
-            except ValueError as error:
-                fail(error)
-                continue
-            good[copy.name] = copy
-        return list(good.values())
+        checked = (lambda name, url: None) if is_s3(self._url) else split_name
+        return list(_by_name(copies, checked, fail).values())
 
     def find(self, copies: list[Copy]) -> None:
         """Lists what is there already. Who may not list finds nothing."""
