@@ -33,7 +33,7 @@ CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
-	@echo "make lint   clang-format, ruff, mypy"
+	@echo "make lint   clang-format, ruff, mypy, jactionlint"
 	@echo "make asan   C++ tests under AddressSanitizer and UBSan, lifetimes with torch under ASan"
 	@echo "make tsan   C++ tests under ThreadSanitizer"
 	@echo "make soak   loads for SOAK_SECONDS (60) while faults hit a tenth of the requests"
@@ -55,6 +55,7 @@ lint: torch packages-lint
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/jactionlint --profile correctness --shellcheck= --pyflakes=
 
 asan: compile-asan packages-demo packages-test
 	@tools/gtest build/asan/npy_core_test
@@ -80,7 +81,7 @@ bench: compile packages-bench
 	@for script in $(BENCHMARKS); do echo "$$script"; .venv/bin/python $$script; done
 
 clean:
-	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share torchnpy/_C*.so
+	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find torchnpy tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -106,7 +107,7 @@ packages-%: torch
 
 compile: torch
 	@$(STEP) compile "Compiling torchnpy (a few minutes the first time)" \
-	  --makes torchnpy/lib/libtorchnpy.so .venv/.made csrc cmake CMakeLists.txt setup.py pyproject.toml -- \
+	  --makes torchnpy/lib/libnpy_core.so .venv/.made csrc cmake CMakeLists.txt setup.py pyproject.toml -- \
 	  $(PIP) -v --no-build-isolation --no-deps --editable .
 
 compile-tests: compile
@@ -116,7 +117,7 @@ compile-tests: compile
 # With torch, whose headers are compiled without UBSan.
 compile-asan: torch
 	@$(STEP) compile-asan "Compiling torchnpy and the C++ tests with AddressSanitizer and UBSan" \
-	  --makes build/asan/site/torchnpy/lib/libtorchnpy.so \
+	  --makes build/asan/site/torchnpy/lib/libnpy_core.so \
 	  .venv/.made csrc tests/cpp tests/fuzz cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
 	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_TESTS=ON -DTORCHNPY_SANITIZE=address,undefined \
 	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \

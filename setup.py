@@ -5,10 +5,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-import torch
-import torch.utils
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -16,8 +15,38 @@ SOURCE = Path(__file__).resolve().parent
 BUILD = SOURCE / "build" / "cmake"
 
 
+def find_torches() -> list[Path]:
+    """The folders of torch to build for: those of TORCHNPY_TORCH, else the torch at hand.
+
+    Torch is not imported, and is no requirement of the build: in an isolated build pip would
+    install another one than the environment has, and libraries made for one minor release do not
+    load with another. pip hides the environment's packages there, but runs its interpreter, which
+    knows where they are.
+    """
+    named = os.environ.get("TORCHNPY_TORCH")
+    if named:
+        folders = [Path(folder).resolve() for folder in named.split(os.pathsep)]
+    else:
+        paths = sysconfig.get_paths()
+        places = [*sys.path, paths["purelib"], paths["platlib"]]
+        folders = [Path(place or ".").resolve() / "torch" for place in places]
+        folders = [folder for folder in folders if (folder / "share/cmake/Torch").is_dir()][:1]
+    for folder in folders:
+        if not (folder / "share/cmake/Torch/TorchConfigVersion.cmake").is_file():
+            raise SystemExit(
+                f"TORCHNPY_TORCH: expected folders of torch, as `import torch; print("
+                f"torch.__path__[0])` prints them, but found {folder}"
+            )
+    if not folders:
+        raise SystemExit(
+            f"torchnpy: expected torch beside {sys.executable} but found none; install torch first, "
+            "then build with --no-build-isolation, or name its folder in TORCHNPY_TORCH"
+        )
+    return folders
+
+
 class CMakeBuild(build_ext):
-    """Puts _C, lib/, include/ and share/ into the package: the source's own if editable.
+    """Puts lib/, include/ and share/ into the package: the source's own if editable.
 
     All builds share one folder, so that each compiles only what changed. CMAKE_ARGS adds options.
     """
@@ -25,15 +54,18 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         in_source = self.inplace or self.editable_mode
         package = (SOURCE if in_source else Path(self.build_lib).resolve()) / "torchnpy"
-        self._forget_other_torch()
+        torches = find_torches()
+        self._forget_other_python()
         self._cmake(
             *("-S", str(SOURCE), "-B", str(BUILD)),
             *(("-G", "Ninja") if shutil.which("ninja") else ()),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
+            f"-DTORCHNPY_TORCH={';'.join(map(str, torches))}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         )
-        self._cmake("--build", str(BUILD), "--parallel", "--target", "torchnpy", "_C")
+        self._cmake("--build", str(BUILD), "--parallel", "--target", "package_libraries")
+        # Libraries of an earlier build do not fit the new core.
+        shutil.rmtree(package / "lib", ignore_errors=True)
         self._cmake("--install", str(BUILD), "--prefix", str(package))
 
     def get_source_files(self) -> list[str]:
@@ -46,10 +78,10 @@ class CMakeBuild(build_ext):
         return []
 
     @staticmethod
-    def _forget_other_torch() -> None:
-        """An isolated build has its torch and Python elsewhere: what CMake cached is void."""
+    def _forget_other_python() -> None:
+        """What CMake cached of another interpreter is void."""
         built_with = BUILD / "built_with.txt"
-        this = f"{sys.executable} {torch.__file__} {torch.__version__}\n"
+        this = f"{sys.executable} {sys.version}\n"
         if not built_with.exists() or built_with.read_text() != this:
             BUILD.mkdir(parents=True, exist_ok=True)
             (BUILD / "CMakeCache.txt").unlink(missing_ok=True)

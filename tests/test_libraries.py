@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import torch
+
 import torchnpy
 
-PACKAGE = Path(torchnpy.__file__).parent
-OPS = PACKAGE / "lib" / "libtorchnpy.so"
-(BINDINGS,) = PACKAGE.glob("_C.*.so")
+LIB = Path(torchnpy.__file__).parent / "lib"
+CORE = LIB / "libnpy_core.so"
+PAIR = LIB / f"torch-{'.'.join(torch.__version__.split('.')[:2])}"
+OPS = PAIR / "libtorchnpy.so"
+(BINDINGS,) = PAIR.glob("_C.*.so")
 
 
 def symbols(library: Path, *options: str) -> list[tuple[str, str]]:
@@ -21,10 +27,26 @@ def symbols(library: Path, *options: str) -> list[tuple[str, str]]:
     return [(kind, name) for _, kind, name in (line.split(" ", 2) for line in lines)]
 
 
-def test_ops_export_only_our_names() -> None:
-    exported = [name for _, name in symbols(OPS, "--dynamic")]
-    assert any(name.startswith("torchnpy::use_ops") for name in exported)
-    assert [name for name in exported if "torchnpy::" not in name] == []
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [(CORE, "torchnpy::Client::default_client"), (OPS, "torchnpy::use_ops")],
+    ids=["libnpy_core", "libtorchnpy"],
+)
+def test_library_exports_only_our_names(library: Path, name: str) -> None:
+    exported = [name for _, name in symbols(library, "--dynamic")]
+    assert any(each.startswith(name) for each in exported)
+    assert [each for each in exported if "torchnpy::" not in each] == []
+
+
+def test_core_needs_nothing_of_torch_and_python() -> None:
+    command = ["nm", "--demangle", "--dynamic", "--undefined-only", str(CORE)]
+    needed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "pthread" in needed
+    assert [
+        line for line in needed.splitlines() if re.search(r"\b(at|c10|torch|pybind11)::|\bPy", line)
+    ] == []
+    assert "torch" not in re.sub("torchnpy", "", needed_libraries(CORE))
+    assert "python" not in needed_libraries(CORE)
 
 
 def variables(library: Path) -> set[str]:
@@ -37,19 +59,28 @@ def variables(library: Path) -> set[str]:
     }
 
 
-def test_no_variable_exists_in_both_libraries() -> None:
-    assert variables(OPS) & variables(BINDINGS) == set()
+def test_no_variable_exists_in_two_libraries() -> None:
+    for one, other in itertools.combinations((CORE, OPS, BINDINGS), 2):
+        assert variables(one) & variables(other) == set(), (one, other)
+
+
+def needed_libraries(library: Path) -> str:
+    command = ["readelf", "--dynamic", str(library)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return "\n".join(line for line in lines if "(NEEDED)" in line)
 
 
 @pytest.mark.parametrize("library", [OPS, BINDINGS], ids=["libtorchnpy", "_C"])
 def test_library_needs_no_libpython(library: Path) -> None:
-    dynamic = subprocess.run(["readelf", "-d", str(library)], check=True, capture_output=True)
-    assert b"libtorch_cpu.so" in dynamic.stdout
-    assert b"libpython" not in dynamic.stdout
-    assert b"libtorch_python" not in dynamic.stdout or library == BINDINGS
+    needed = needed_libraries(library)
+    assert "libtorch_cpu.so" in needed
+    assert "libpython" not in needed
+    assert "libtorch_python" not in needed or library == BINDINGS
 
 
-def test_bindings_link_the_ops_and_none_of_their_libraries() -> None:
-    dynamic = subprocess.run(["readelf", "-d", str(BINDINGS)], check=True, capture_output=True)
-    assert b"libtorchnpy.so" in dynamic.stdout
-    assert b"libcurl" not in dynamic.stdout
+def test_ops_and_bindings_link_the_core_and_none_of_its_libraries() -> None:
+    for library in (OPS, BINDINGS):
+        needed = needed_libraries(library)
+        assert "libnpy_core.so" in needed
+        assert re.search("libcurl|libssl|libcrypto|libz|libdeflate|libisal|pugixml", needed) is None
+    assert "libtorchnpy.so" in needed_libraries(BINDINGS)

@@ -1,15 +1,82 @@
-"""Loads the native libraries, once, and gives the ops of ``torch.ops.npy`` their fakes."""
+"""Loads the native libraries, once, and gives the ops of ``torch.ops.npy`` their fakes.
 
+``lib`` holds libnpy_core.so, which knows no torch, and a folder per minor release of torch: the ops
+and the bindings, which load with that release only.
+"""
+
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-torch.ops.load_library(str(Path(__file__).parent / "lib" / "libtorchnpy.so"))  # type: ignore[no-untyped-call]
-
-from torchnpy import _C  # noqa: E402  (needs the library)
+if TYPE_CHECKING:
+    from torchnpy import _C
 
 __all__ = ["_C"]
+
+_LIB = Path(__file__).parent / "lib"
+_HOW_TO_BUILD = (
+    "pip install --no-build-isolation --no-deps --force-reinstall . (in torchnpy's source; "
+    "docs/install.md)"
+)
+
+
+def _find_pair() -> tuple[Path, Path]:
+    """The ops and the bindings for the torch that is imported.
+
+    Raises:
+        ImportError: The package holds none for this torch, or none for this Python.
+    """
+    release = ".".join(str(torch.__version__).split(".")[:2])
+    folder = _LIB / f"torch-{release}"
+    if not folder.is_dir():
+        held = sorted((path.name[6:] for path in _LIB.glob("torch-*")), key=_version_key)
+        what = f"torch {', '.join(held)} (what {_LIB} holds)" if held else f"libraries in {_LIB}"
+        found = f"torch {torch.__version__}" if held else "none"
+        raise ImportError(
+            f"torchnpy: expected {what} but found {found}; install one of those, or build for "
+            f"yours: {_HOW_TO_BUILD}"
+        )
+    for suffix in EXTENSION_SUFFIXES:
+        bindings = folder / f"_C{suffix}"
+        if bindings.is_file():
+            return folder / "libtorchnpy.so", bindings
+    held = sorted(path.name for path in folder.glob("_C.*"))
+    raise ImportError(
+        f"torchnpy: expected {folder.name}/_C{EXTENSION_SUFFIXES[0]}, for this Python, but found "
+        f"{', '.join(held) or 'none'}; install the wheel of this Python, or build: {_HOW_TO_BUILD}"
+    )
+
+
+def _version_key(release: str) -> list[int]:
+    return [int(part) for part in release.split(".") if part.isdigit()]
+
+
+def _load_libraries() -> ModuleType:
+    ops, path = _find_pair()
+    try:
+        torch.ops.load_library(str(ops))  # type: ignore[no-untyped-call]
+        name = "torchnpy._C"
+        loader = ExtensionFileLoader(name, str(path))
+        spec = spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
+        bindings = module_from_spec(spec)
+        sys.modules[name] = bindings
+        loader.exec_module(bindings)
+    except (OSError, ImportError) as error:
+        raise ImportError(
+            f"torchnpy: expected {ops.parent} to load with torch {torch.__version__} but found: "
+            f"{error}; docs/install.md says what to do"
+        ) from error
+    return bindings
+
+
+if not TYPE_CHECKING:
+    _C = _load_libraries()
 
 
 def _data_dependent(op: str) -> NoReturn:

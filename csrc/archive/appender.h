@@ -36,7 +36,7 @@ struct AppenderOptions {
 };
 
 // What rows must be to be appended as they lie in memory.
-struct RowLayout {
+struct AppendLayout {
   Dtype dtype;
   bool fortran_order = false;
   std::vector<uint64_t> shape;  // without the axis that grows
@@ -61,7 +61,7 @@ class Appender {
 
   const std::string& path() const { return path_; }
   // Null before the first append to a file that is not there; the same from then on.
-  const RowLayout* layout() const { return layout_.load(std::memory_order_acquire); }
+  const AppendLayout* layout() const { return layout_.load(std::memory_order_acquire); }
   // Of the file with the rows that were appended; layout() must not be null.
   std::vector<uint64_t> shape() const;
   // As the file names it.
@@ -121,8 +121,8 @@ class Appender {
   uint64_t appends_ = 0;           // since the slot was stored
   bool has_tail_ = false;          // bytes behind the rows that could not be cut off
   std::atomic<uint64_t> rows_{0};  // in the file
-  RowLayout known_layout_;
-  std::atomic<const RowLayout*> layout_{nullptr};
+  AppendLayout known_layout_;
+  std::atomic<const AppendLayout*> layout_{nullptr};
 };
 
 }  // namespace torchnpy

@@ -113,7 +113,7 @@ class Run : public std::enable_shared_from_this<Run> {
       std::unique_lock lock(mutex_);
       if (unfinished_ != 0) cancel_all();
       while (unfinished_ != 0) {
-        if (!do_some(lock)) changed_.wait(lock);
+        if (!do_some(lock)) wait_for_change(lock, changed_);
       }
     }
     if (interrupted) throw InterruptedError("interrupted while loading");

@@ -81,7 +81,7 @@ class OrderedJobs::State : public std::enable_shared_from_this<State> {
   void stop() {
     std::unique_lock lock(mutex_);
     begun_count_ = slots_.size();
-    changed_.wait(lock, [this] { return running_count_ == 0; });
+    wait_until_ready(lock, changed_, [this] { return running_count_ == 0; });
     std::deque<Slot> slots = std::move(slots_);
     slots_.clear();
     begun_count_ = 0;

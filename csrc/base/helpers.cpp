@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "base/fork.h"
+#include "base/wait.h"
 
 namespace torchnpy {
 namespace {
@@ -62,7 +63,7 @@ class Helpers {
     changed_.notify_all();
     // exit() may be called by a helper.
     const size_t own = is_helper_ ? 1 : 0;
-    ended_.wait(lock, [&] { return thread_count_ <= own; });
+    wait_until_ready(lock, ended_, [&] { return thread_count_ <= own; });
   }
 
  private:
@@ -87,7 +88,7 @@ class Helpers {
     while (!stopping_) {
       if (asked_.empty()) {
         ++idle_count_;
-        changed_.wait(lock);
+        wait_for_change(lock, changed_);
         --idle_count_;
         continue;
       }

@@ -9,6 +9,19 @@
 
 namespace torchnpy {
 
+// What std::condition_variable::wait does, for a caller that looks again: it may return early. That
+// function itself is GLIBCXX_3.4.30 since GCC 12, which libraries for manylinux_2_34 cannot need.
+inline void wait_for_change(std::unique_lock<std::mutex>& lock, std::condition_variable& changed) {
+  changed.wait_for(lock, std::chrono::hours(1));
+}
+
+// The same until `ready()`, asked under `lock`, is true.
+template <typename Ready>
+void wait_until_ready(std::unique_lock<std::mutex>& lock, std::condition_variable& changed,
+                      Ready ready) {
+  while (!ready()) wait_for_change(lock, changed);
+}
+
 // Asked every 50 ms by a waiting thread that holds no lock of ours, inside its WaitScope: true to
 // give up. The Python module sets one that runs signal handlers and hands out log records.
 // Process-wide; nullptr for none.

@@ -36,7 +36,7 @@ struct Rows {
 
 // The sizes of all axes are the file's, but that of the one that grows, which is returned.
 template <typename Size>
-std::optional<uint64_t> count_rows(const RowLayout& layout, const Size* sizes, size_t dims) {
+std::optional<uint64_t> count_rows(const AppendLayout& layout, const Size* sizes, size_t dims) {
   if (dims != layout.shape.size() + 1) return std::nullopt;
   const Size* const others = layout.fortran_order ? sizes : sizes + 1;
   for (size_t i = 0; i < layout.shape.size(); ++i) {
@@ -47,7 +47,7 @@ std::optional<uint64_t> count_rows(const RowLayout& layout, const Size* sizes, s
 
 // Empty for a tensor that is not in memory as the file is.
 std::optional<Rows> find_rows(const AppendHandle& handle, const at::Tensor& tensor) {
-  const RowLayout& layout = *handle.appender.layout();
+  const AppendLayout& layout = *handle.appender.layout();
   const bool is_plain = tensor.scalar_type() == handle.tensor_type && tensor.is_cpu() &&
                         tensor.has_storage() && tensor.layout() == c10::kStrided &&
                         !tensor.is_conj() && !tensor.is_neg() &&
@@ -61,7 +61,7 @@ std::optional<Rows> find_rows(const AppendHandle& handle, const at::Tensor& tens
 }
 
 std::optional<Rows> find_rows(const AppendHandle& handle, const Py_buffer& view) {
-  const RowLayout& layout = *handle.appender.layout();
+  const AppendLayout& layout = *handle.appender.layout();
   // The format does not name the bytes behind the last field of a record.
   if (view.format == nullptr || handle.array_format != view.format ||
       static_cast<uint64_t>(view.itemsize) != layout.dtype.itemsize ||
@@ -176,7 +176,7 @@ ArrayView view_for(const AppendHandle& handle, const py::object& object) {
 // The descr, the torch dtype, the shape and whether it is in Fortran order; None before there is a
 // file.
 py::object describe(const AppendHandle& handle) {
-  const RowLayout* const layout = handle.appender.layout();
+  const AppendLayout* const layout = handle.appender.layout();
   if (layout == nullptr) return py::none();
   NpyHeader header;
   header.descr = handle.appender.descr();

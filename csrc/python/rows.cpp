@@ -18,7 +18,7 @@ using ColumnValues = std::pair<std::string, std::vector<std::string>>;
 using StateValues =
     std::tuple<py::bytes, std::vector<uint64_t>, std::vector<uint64_t>, std::vector<py::bytes>>;
 
-std::unique_ptr<RowReader> make_reader(std::shared_ptr<Client> client,
+std::unique_ptr<RowReader> make_row_reader(std::shared_ptr<Client> client,
                                        std::vector<ColumnValues> values, const py::object& dtype) {
   std::vector<RowColumn> columns;
   columns.reserve(values.size());
@@ -78,7 +78,7 @@ void set_state(RowReader& reader, const std::vector<StateValues>& values) {
 
 void bind_rows(py::module_& m) {
   py::class_<RowReader>(m, "RowReader")
-      .def(py::init(&make_reader))
+      .def(py::init(&make_row_reader))
       .def("count", [](RowReader& reader) { return without_gil([&] { return reader.count(); }); })
       .def("read", &read_rows)
       .def("state", &get_state)

@@ -168,7 +168,7 @@ class NamedReader {
   std::unique_ptr<GzipReader> gzip_;
 };
 
-std::unique_ptr<NamedReader> make_reader(std::string name, const std::string& descr,
+std::unique_ptr<NamedReader> make_text_reader(std::string name, const std::string& descr,
                                          std::string delimiter, std::vector<std::string> comments,
                                          std::string quote, uint64_t skip_lines,
                                          std::optional<uint64_t> max_rows,
@@ -308,7 +308,7 @@ py::bytes finish_gzip(GzipWriter& gzip) {
 
 void bind_text_tables(py::module_& m) {
   py::class_<NamedReader>(m, "TextReader")
-      .def(py::init(&make_reader), py::kw_only(), py::arg("name"), py::arg("descr"),
+      .def(py::init(&make_text_reader), py::kw_only(), py::arg("name"), py::arg("descr"),
            py::arg("delimiter"), py::arg("comments"), py::arg("quote"), py::arg("skip_lines"),
            py::arg("max_rows"), py::arg("columns"), py::arg("text_columns"), py::arg("is_gzip"))
       .def("feed", &NamedReader::feed)

@@ -81,7 +81,7 @@ bool holds(const Appender& appender, at::ScalarType type) {
 
 ArrayView view_rows(const Appender& appender, const at::Tensor& rows, Casting casting) {
   ArrayView view = view_tensor(rows);
-  const RowLayout* const layout = appender.layout();
+  const AppendLayout* const layout = appender.layout();
   if (layout == nullptr) return view;
   const Dtype& dtype = layout->dtype;
   const std::optional<at::ScalarType> type = find_scalar_type(dtype);

@@ -257,7 +257,7 @@ class TextSink final : public Sink {
       lock.unlock();
       source.cancel(*this);
       lock.lock();
-      changed_.wait(lock, [this] { return done_; });
+      wait_until_ready(lock, changed_, [this] { return done_; });
       throw InterruptedError("interrupted: the read was given up");
     }
     if (error_) std::rethrow_exception(error_);

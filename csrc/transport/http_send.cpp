@@ -109,7 +109,7 @@ SendResult send_and_wait(std::shared_ptr<HttpObject> object, std::shared_ptr<Htt
     cancel_jobs(outcome.get(), outcome.get());
     lock.lock();
     // Until then an I/O thread may read what is sent.
-    outcome->changed.wait(lock, is_done);
+    wait_until_ready(lock, outcome->changed, is_done);
     outcome->result.error =
         std::make_exception_ptr(InterruptedError("interrupted: the upload was given up"));
   }

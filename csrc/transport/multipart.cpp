@@ -236,7 +236,7 @@ void MultipartUpload::abandon() noexcept {
     std::vector<State::Answer> answers;
     {
       std::unique_lock lock(state_->mutex);
-      state_->changed.wait(lock, [this] { return !state_->answers.empty(); });
+      wait_until_ready(lock, state_->changed, [this] { return !state_->answers.empty(); });
       answers.swap(state_->answers);
     }
     for (const State::Answer& answer : answers) sending_[answer.index] = nullptr;
