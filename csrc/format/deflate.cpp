@@ -154,4 +154,12 @@ size_t inflate_prefix(ByteView compressed, MutableBytes out) {
   return ZlibStream(compressed).read(out);
 }
 
+std::map<std::string, std::string> codec_library_versions() {
+  std::map<std::string, std::string> versions{{"zlib", zlibVersion()}};
+#ifdef TORCHNPY_LIBDEFLATE
+  versions["libdeflate"] = LIBDEFLATE_VERSION_STRING;
+#endif
+  return versions;
+}
+
 }  // namespace torchnpy

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "base/bytes.h"
 
@@ -44,5 +46,9 @@ uint64_t deflate_bound(uint64_t block_nbytes);
 // bytes it takes there. The outcomes for several blocks, the last of them with `is_last`, joined
 // are one stream; none needs the others. What does not shrink is stored.
 size_t deflate_block(ByteView block, bool is_last, int level, MutableBytes out);
+
+// The versions of the libraries that inflate and deflate, for bug reports: "zlib", the one that is
+// loaded; "libdeflate", the one whose header was compiled, absent where it is not used.
+std::map<std::string, std::string> codec_library_versions();
 
 }  // namespace torchnpy

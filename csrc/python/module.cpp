@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/wait.h"
+#include "format/deflate.h"
 #include "python/append.h"
 #include "python/batch.h"
 #include "python/convert.h"
@@ -21,6 +22,8 @@
 #include "python/texts.h"
 #include "torch/load.h"
 #include "torch/npz.h"
+#include "transport/engine.h"
+#include "transport/settings.h"
 
 namespace torchnpy {
 namespace {
@@ -205,6 +208,18 @@ py::tuple list_objects(Client& client, const std::string& prefix, const std::str
   return py::make_tuple(objects, page.continuation);
 }
 
+std::map<std::string, std::string> library_versions() {
+  auto versions = http_library_versions();
+  versions.merge(codec_library_versions());
+  return versions;
+}
+
+// A file or a folder; "" where there is none.
+py::str name_ca_bundle() {
+  const CaBundle bundle = find_ca_bundle({});
+  return wrap_text(bundle.file.empty() ? bundle.directory : bundle.file);
+}
+
 constexpr char kLoadNpyDoc[] = R"(load_npy(data, *, copy=False, dtype=None)
 --
 
@@ -311,6 +326,8 @@ PYBIND11_MODULE(_C, m) {
     const at::Tensor data = without_gil([&] { return fetch(client, url, 0); });
     return py::bytes(static_cast<const char*>(data.const_data_ptr()), data.nbytes());
   });
+  m.def("library_versions", &library_versions);
+  m.def("ca_bundle", &name_ca_bundle);
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_objects(m);
   bind_npz(m);

@@ -1,5 +1,7 @@
 #include "transport/engine.h"
 
+#include <curl/curl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -269,6 +271,16 @@ void shutdown_engine() {
   }
   for (const auto hook : hooks) hook();
   engine->stop();
+}
+
+std::map<std::string, std::string> http_library_versions() {
+  const curl_version_info_data& info = *curl_version_info(CURLVERSION_NOW);
+  std::map<std::string, std::string> versions{{"libcurl", info.version}};
+  if (info.ssl_version != nullptr) versions["tls"] = info.ssl_version;
+  if ((info.features & CURL_VERSION_HTTP2) != 0 && info.nghttp2_version != nullptr) {
+    versions["nghttp2"] = info.nghttp2_version;
+  }
+  return versions;
 }
 
 }  // namespace torchnpy

@@ -11,8 +11,10 @@
 #include <exception>
 #include <limits>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "base/bytes.h"
@@ -143,5 +145,10 @@ void add_shutdown_hook(void (*hook)() noexcept);
 // where finish() needs more than C++ (an interpreter). Does nothing for an engine that was
 // inherited by fork().
 void shutdown_engine();
+
+// libcurl's version and those of the libraries that it was linked with, for bug reports: "libcurl",
+// "tls" ("OpenSSL/3.0.17") and "nghttp2", which is absent where libcurl has no HTTP/2. Starts
+// nothing.
+std::map<std::string, std::string> http_library_versions();
 
 }  // namespace torchnpy
