@@ -13,6 +13,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, all was done; 1, something failed, which stderr names; 2, the arguments
         are wrong; 130 and 141, as shells have them: ended by Ctrl-C, or by who no longer reads.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    from torchnpy.cli import plain
+
+    status = plain.answer(given)
+    if status is not None:
+        return status
     try:
         import click  # noqa: F401
         import rich  # noqa: F401
@@ -27,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torchnpy.cli import bench, convert, copy, grow, inspect, listing, verify  # noqa: F401
     from torchnpy.cli.app import run
 
-    return run(sys.argv[1:] if arguments is None else arguments)
+    return run(given)

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-import torchnpy
+from torchnpy import doctor
+from torchnpy.cli import plain
 from torchnpy.cli.output import print_error, printable
 from torchnpy.client import Client
 from torchnpy.errors import TransportError
@@ -199,8 +200,20 @@ def _logged(verbose: bool) -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _plain_option(name: str, answer: Callable[[], int], help: str) -> Callable[..., Any]:
+    """An option that is answered instead of a command."""
+
+    def callback(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            context.exit(answer())
+
+    settings: dict[str, Any] = {"is_flag": True, "is_eager": True, "expose_value": False}
+    return click.option(name, callback=callback, help=help, **settings)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["--help", "-h"]})
-@click.version_option(torchnpy.__version__, message="torchnpy %(version)s")
+@_plain_option("--version", plain.print_version, "Print the version; with --verbose: as doctor.")
+@_plain_option("--cmake-prefix", plain.print_cmake_prefix, "Print what CMAKE_PREFIX_PATH takes.")
 def app() -> None:
     """NumPy files on disk, HTTP and S3.
 
@@ -210,6 +223,19 @@ def app() -> None:
 
 
 command: Callable[..., Callable[[Callable[..., Any]], click.Command]] = app.command
+
+
+@app.command("doctor", cls=click.Command, short_help="Tell what a bug report needs, and advice.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def _doctor(context: click.Context, as_json: bool) -> None:
+    """Tell what a bug report needs to know about this installation, and advice."""
+    if ignored := context.obj.options.keys() - {"debug", "verbose"}:
+        raise click.UsageError(
+            f"expected no options of the client but found {', '.join(sorted(ignored))}; set the "
+            "variables of the environment"
+        )
+    context.exit(doctor.main(["--json"] if as_json else []))
 
 
 def run(arguments: Sequence[str]) -> int:
