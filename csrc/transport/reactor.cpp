@@ -56,6 +56,7 @@ Fault classify(CURLcode code, std::string_view detail) {
     case CURLE_SSL_CONNECT_ERROR:
       // libcurl has one code for a handshake that fails and for a connection that breaks in it.
       return detail.find("reset") != std::string_view::npos ||
+                     detail.find("Broken pipe") != std::string_view::npos ||
                      detail.find("SSL_ERROR_SYSCALL") != std::string_view::npos ||
                      detail.find("unexpected eof") != std::string_view::npos
                  ? Fault::kReset
@@ -327,9 +328,10 @@ Fault Reactor::classify_end(const Slot& slot, CURLcode code, std::string_view de
   }
   long tunnel_status = 0;
   curl_easy_getinfo(slot.easy, CURLINFO_HTTP_CONNECTCODE, &tunnel_status);
-  // libcurl has no code of its own for a proxy that refuses; of these it will not think better.
-  if (code == CURLE_RECV_ERROR && !slot.sent && tunnel_status / 100 == 4 && tunnel_status != 408 &&
-      tunnel_status != 429) {
+  // libcurl has no code of its own for a proxy that refuses, and another one in newer releases; of
+  // these statuses the proxy will not think better.
+  if ((code == CURLE_RECV_ERROR || code == CURLE_COULDNT_CONNECT) && !slot.sent &&
+      tunnel_status / 100 == 4 && tunnel_status != 408 && tunnel_status != 429) {
     return Fault::kOther;
   }
   return classify(code, detail);
