@@ -13,6 +13,8 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # So many processes share the files of the tests; 0: one, as pytest --pdb needs.
 PYTEST_JOBS ?= 3
+# Releases of torch that `make wheel` builds for, and `make check-wheel` tries.
+TORCH ?= 2.13.0 2.14.1
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
@@ -29,7 +31,7 @@ CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan soak fuzz bench clean
+.PHONY: help demo test lint asan tsan soak fuzz bench wheel clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
@@ -39,6 +41,7 @@ help:
 	@echo "make soak   loads for SOAK_SECONDS (60) while faults hit a tenth of the requests"
 	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
 	@echo "make bench  the measurements against other libraries"
+	@echo "make wheel  a wheel for this Python and the releases of torch in TORCH, in dist/"
 	@echo "make clean  removes what was built; .venv stays"
 
 demo: compile packages-demo
@@ -79,6 +82,10 @@ fuzz: compile-fuzz
 bench: compile packages-bench
 	@tools/system bench
 	@for script in $(BENCHMARKS); do echo "$$script"; .venv/bin/python $$script; done
+
+wheel: torch packages-wheel
+	@tools/system wheel
+	@.venv/bin/python tools/wheel --torch "$(TORCH)"
 
 clean:
 	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share
