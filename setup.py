@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path(__file__).resolve().parent
-BUILD = SOURCE / "build" / "cmake"
+BUILD = Path(os.environ.get("TORCHNPY_BUILD") or SOURCE / "build" / "cmake")
 
 
 def find_torches() -> list[Path]:
@@ -48,7 +48,8 @@ def find_torches() -> list[Path]:
 class CMakeBuild(build_ext):
     """Puts lib/, include/ and share/ into the package: the source's own if editable.
 
-    All builds share one folder, so that each compiles only what changed. CMAKE_ARGS adds options.
+    All builds share one folder (TORCHNPY_BUILD names another), so that each compiles only what
+    changed. CMAKE_ARGS adds options.
     """
 
     def run(self) -> None:

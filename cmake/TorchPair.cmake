@@ -38,11 +38,8 @@ function(torchnpy_add_pair root)
   set_target_properties(${bindings} PROPERTIES OUTPUT_NAME _C BUILD_WITH_INSTALL_RPATH ON
                         INSTALL_RPATH "$ORIGIN:$ORIGIN/..:$ORIGIN/../../../torch/lib")
 
-  # Few translation units: torch's and pybind11's headers, and what is made of their templates, take
-  # nearly all the time, each time.
-  set_target_properties(${ops} ${bindings} PROPERTIES UNITY_BUILD ON)
-  set_target_properties(${ops} PROPERTIES UNITY_BUILD_BATCH_SIZE 5)
-  set_target_properties(${bindings} PROPERTIES UNITY_BUILD_BATCH_SIZE 6)
+  torchnpy_unite(${ops} "${TORCH_SOURCES}" 5)
+  torchnpy_unite(${bindings} "${PYTHON_SOURCES}" 9)
 
   foreach(target ${ops} ${bindings})
     target_compile_options(${target} PRIVATE ${WARNINGS} ${NO_UBSAN})

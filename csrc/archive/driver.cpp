@@ -10,15 +10,13 @@
 
 #include "archive/loader.h"
 #include "base/error.h"
+#include "base/helpers.h"
 #include "base/wait.h"
 
 namespace torchnpy {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// To wake a thread and to move the work to it takes about as long.
-constexpr uint64_t kWorthHelp_ns = 50'000;
 
 class Run;
 struct Task;

@@ -23,7 +23,6 @@ constexpr uint64_t kWorthGiving_ns = 20'000;
 constexpr uint64_t kMaxAtOnce_ns = 1'000'000;
 // Of small work: what goes with it.
 constexpr uint64_t kOverhead_ns = 500;
-constexpr size_t kGapRoomNbytes = 64 << 10;
 constexpr size_t kMaxShownNbytes = 200;
 
 constexpr std::string_view kSuffix = ".npy";

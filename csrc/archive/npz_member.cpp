@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "archive/header_loader.h"
 #include "base/checksum.h"
 #include "base/error.h"
 #include "format/deflate.h"
@@ -16,8 +17,7 @@ namespace {
 // What local headers may have beyond what the directory tells: numpy writes 20 bytes, writers
 // that align data up to 64 or so. Longer ones take another read.
 constexpr uint64_t kLikelyExtraNbytes = 96;
-// Of a member whose header is wanted: a usual one, and the longest.
-constexpr uint64_t kHeaderReadNbytes = 4 << 10;
+// Of a member whose header is wanted: the longest.
 constexpr uint64_t kLongHeaderReadNbytes = 2 * kMaxHeaderNbytes;
 
 }  // namespace

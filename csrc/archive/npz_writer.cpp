@@ -30,7 +30,6 @@ constexpr uint64_t kMaxHeldNbytes = 8 << 20;
 constexpr uint64_t kStoredBlockNbytes = 4 << 20;
 // What a member takes besides its data, roughly.
 constexpr uint64_t kMemberNbytes = 1 << 10;
-constexpr uint16_t kDataAlignment = 64;
 
 // How a member gets into the archive.
 enum class Way {
@@ -96,25 +95,25 @@ struct Member {
   int level;  // 0: stored
 };
 
-enum class Task { kChecksum, kCopy, kDeflate };
+enum class JobKind { kChecksum, kCopy, kDeflate };
 
 // A part of a member.
 class Block final : public OrderedJobs::Job {
  public:
-  Block(std::shared_ptr<Member> of, Task what, uint64_t begin, uint64_t count)
+  Block(std::shared_ptr<Member> of, JobKind what, uint64_t begin, uint64_t count)
       : member(std::move(of)), task(what), offset(begin), nbytes(count) {}
 
   bool is_first() const { return offset == 0; }
   bool is_last() const { return nbytes == member->npy.nbytes() - offset; }
   // Whether it is part of the member's checksum and size, or is there again to be written.
-  bool counts() const { return member->way != Way::kTwice || task == Task::kChecksum; }
+  bool counts() const { return member->way != Way::kTwice || task == JobKind::kChecksum; }
   // That it holds at most, once it has run.
   uint64_t memory_nbytes() const {
     const uint64_t overhead = is_first() ? kMemberNbytes : 0;
-    return task == Task::kChecksum ? overhead : overhead + deflate_bound(nbytes);
+    return task == JobKind::kChecksum ? overhead : overhead + deflate_bound(nbytes);
   }
   uint64_t cost_ns() const {
-    if (task == Task::kDeflate) return 4 * nbytes;
+    if (task == JobKind::kDeflate) return 4 * nbytes;
     return member->npy.whole() ? nbytes / 10 : nbytes;
   }
 
@@ -127,9 +126,9 @@ class Block final : public OrderedJobs::Job {
       bytes = copy.bytes;
     }
     if (counts()) checksum = crc32(*bytes);
-    if (task == Task::kCopy) {
+    if (task == JobKind::kCopy) {
       outcome = {*bytes, copy.owner};
-    } else if (task == Task::kDeflate) {
+    } else if (task == JobKind::kDeflate) {
       // The target may hold many: no more memory than each needs.
       const OwnedBytes room = allocate_bytes(deflate_bound(nbytes));
       const size_t filled = deflate_block(*bytes, is_last(), member->level, room.bytes);
@@ -140,7 +139,7 @@ class Block final : public OrderedJobs::Job {
   }
 
   const std::shared_ptr<Member> member;
-  const Task task;
+  const JobKind task;
   const uint64_t offset;  // in the .npy
   const uint64_t nbytes;
   SharedBytes outcome;
@@ -236,10 +235,10 @@ class NpzWriter::State {
     }
     const uint64_t nbytes = member->npy.nbytes();
     if (member->way == Way::kInPlace || member->way == Way::kTwice) {
-      push_blocks(member, Task::kChecksum, nbytes);
+      push_blocks(member, JobKind::kChecksum, nbytes);
     }
     if (member->way != Way::kInPlace) {
-      push_blocks(member, options_.level == 0 ? Task::kCopy : Task::kDeflate, nbytes);
+      push_blocks(member, options_.level == 0 ? JobKind::kCopy : JobKind::kDeflate, nbytes);
     }
   }
 
@@ -278,9 +277,9 @@ class NpzWriter::State {
     return std::make_shared<Member>(std::move(zip), std::move(npy), way, options_.level);
   }
 
-  void push_blocks(const std::shared_ptr<Member>& member, Task task, uint64_t nbytes) {
+  void push_blocks(const std::shared_ptr<Member>& member, JobKind task, uint64_t nbytes) {
     const uint64_t block_nbytes =
-        task == Task::kDeflate ? deflate_block_nbytes(options_.level) : kStoredBlockNbytes;
+        task == JobKind::kDeflate ? deflate_block_nbytes(options_.level) : kStoredBlockNbytes;
     for (uint64_t offset = 0; offset < nbytes; offset += block_nbytes) {
       auto block =
           std::make_unique<Block>(member, task, offset, std::min(block_nbytes, nbytes - offset));
@@ -309,7 +308,7 @@ class NpzWriter::State {
         if (is_last) write_held(*member);
         break;
       case Way::kTwice:
-        if (block->task == Task::kCopy) {
+        if (block->task == JobKind::kCopy) {
           output_.write(block->outcome);
           if (is_last) members_.push_back(std::move(member->zip));
         } else if (is_last) {
@@ -335,7 +334,7 @@ class NpzWriter::State {
                     : static_cast<uint32_t>(combine_crcs(ChecksumKind::kCrc32, zip.crc32,
                                                          block.checksum, block.nbytes));
     zip.compressed_nbytes +=
-        block.task == Task::kDeflate ? block.outcome.bytes.size() : block.nbytes;
+        block.task == JobKind::kDeflate ? block.outcome.bytes.size() : block.nbytes;
   }
 
   void write_header(Member& member) {

@@ -18,9 +18,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// To wake a thread and to move the work to it takes about as long. Of smaller jobs it takes
-// several at once.
-constexpr uint64_t kWorthHelp_ns = 50'000;
 constexpr std::chrono::milliseconds kCheckInterval{50};
 constexpr const char* kInterrupted = "interrupted while saving";
 

@@ -22,7 +22,6 @@ constexpr uint64_t kCopyNbytes = 4 << 20;
 constexpr uint64_t kCopiedNbytesPer_ns = 4;
 // Rows that lie anywhere in memory: so many ahead are fetched into the processor's cache.
 constexpr size_t kPrefetchedRows = 8;
-constexpr size_t kGapRoomNbytes = 64 << 10;
 
 }  // namespace
 

@@ -21,6 +21,9 @@ struct Stretch {
 // together.
 inline constexpr uint64_t kFreeGapNbytes = 64 << 10;
 
+// What lies between the stretches of a run is read into so much memory, over and over.
+inline constexpr size_t kGapRoomNbytes = 64 << 10;
+
 // Makes runs of stretches, in the object's order, that lie close together: over the smallest gaps
 // first, while what is read for nothing stays below a twentieth of what is wanted and
 // `free_nbytes`, or the source wants it so. A run of several is no longer than a part. Returns

@@ -4,12 +4,16 @@
 // its own.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 namespace torchnpy {
 
 // With more threads one caller's memory, not its CPUs, is what it waits for.
 inline constexpr int kMaxThreads = 8;
+
+// To wake a thread and to move work to it takes about as long: smaller work is not worth it.
+inline constexpr uint64_t kWorthHelp_ns = 50'000;
 
 // Calls `help` on a helper again and again until it returns false; later, when all helpers are
 // busy. There are as many as the process has CPUs, and at most kMaxThreads, less one: the caller

@@ -40,7 +40,7 @@ std::vector<LogRecord> take_entries() {
 // What the parent has not taken yet is the parent's. Registered when the library is loaded, as in
 // base/fork.cpp. A thread that was leaving a line does not exist in the child: so the counts are
 // set, not changed.
-[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+[[maybe_unused]] const int registered_for_forks = pthread_atfork(nullptr, nullptr, [] {
   take_entries();
   count = 0;
   dropped = 0;

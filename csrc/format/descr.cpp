@@ -10,6 +10,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/text.h"
 #include "format/text.h"
 
 namespace torchnpy {
@@ -128,7 +129,6 @@ const Format* find_format(const Format (&formats)[N], std::string_view name) {
 }
 
 bool is_byte_order(char c) { return c == '<' || c == '>' || c == '=' || c == '|'; }
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 // Takes a number off the front of `text` as C's strtol does, blanks and sign included:
 // numpy reads sizes with it. Empty when there is none or when it does not fit a C int.

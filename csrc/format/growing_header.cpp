@@ -11,9 +11,6 @@
 namespace torchnpy {
 namespace {
 
-constexpr size_t kDataAlignment = 64;
-constexpr size_t kGrowthChars = 21;  // numpy's GROWTH_AXIS_MAX_DIGITS
-
 // Python sees white space in both.
 constexpr uint8_t kCurrent = ' ';
 constexpr uint8_t kHasMore = '\t';

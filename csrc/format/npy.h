@@ -78,7 +78,9 @@ struct NpyHeader {
 inline constexpr uint64_t kMaxHeaderChars = 10000;  // numpy's max_header_size
 // A header of version 3.0 is UTF-8, up to 4 bytes a character.
 inline constexpr uint64_t kMaxHeaderNbytes = 4 * kMaxHeaderChars;
-inline constexpr size_t kMaxDims = 64;  // numpy's NPY_MAXDIMS, and torch's
+inline constexpr size_t kDataAlignment = 64;  // of the data, in files that numpy and we write
+inline constexpr size_t kGrowthChars = 21;    // numpy's GROWTH_AXIS_MAX_DIGITS
+inline constexpr size_t kMaxDims = 64;        // numpy's NPY_MAXDIMS, and torch's
 
 // Whether `bytes` begin with the magic of the format.
 bool begins_as_npy(ByteView bytes);

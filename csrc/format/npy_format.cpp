@@ -10,9 +10,6 @@
 namespace torchnpy {
 namespace {
 
-constexpr size_t kDataAlignment = 64;
-constexpr size_t kGrowthChars = 21;  // numpy's GROWTH_AXIS_MAX_DIGITS
-
 // Empty when the header is too long for the version.
 std::optional<std::string> frame(std::string_view text, uint8_t major) {
   const size_t length_nbytes = major == 1 ? 2 : 4;

@@ -35,17 +35,17 @@ T read_as(const uint8_t* element) {
 }
 
 // Of an integer or a bool.
-struct Integer {
+struct SignedInteger {
   bool is_negative = false;
   uint64_t magnitude = 0;
 };
 
-Integer from_signed(int64_t value) {
+SignedInteger from_signed(int64_t value) {
   const auto bits = static_cast<uint64_t>(value);
   return {value < 0, value < 0 ? 0 - bits : bits};
 }
 
-Integer read_integer(ScalarType type, const uint8_t* element) {
+SignedInteger read_integer(ScalarType type, const uint8_t* element) {
   switch (type) {
     case ScalarType::kInt8: return from_signed(read_as<int8_t>(element));
     case ScalarType::kInt16: return from_signed(read_as<int16_t>(element));
@@ -65,7 +65,7 @@ double read_double(ScalarType type, const uint8_t* element) {
     case ScalarType::kFloat32: return read_as<float>(element);
     case ScalarType::kFloat64: return read_as<double>(element);
     default: {
-      const Integer integer = read_integer(type, element);
+      const SignedInteger integer = read_integer(type, element);
       const auto magnitude = static_cast<double>(integer.magnitude);
       return integer.is_negative ? -magnitude : magnitude;
     }
@@ -172,7 +172,7 @@ void append_word(const TextSpecifier& specifier, ScalarType type, const uint8_t*
   if (type == ScalarType::kBool) {
     digits.set(*element != 0 ? "True" : "False");
   } else if (!is_float(type)) {
-    const Integer integer = read_integer(type, element);
+    const SignedInteger integer = read_integer(type, element);
     is_negative = integer.is_negative;
     digits.print(integer.magnitude);
   } else {
@@ -203,7 +203,7 @@ bool append_integer(const TextSpecifier& specifier, ScalarType type, const uint8
     is_negative = value < 0;
     digits.print(std::abs(value), std::chars_format::fixed, 0);
   } else {
-    const Integer integer = read_integer(type, element);
+    const SignedInteger integer = read_integer(type, element);
     is_negative = integer.is_negative;
     digits.print(integer.magnitude);
   }

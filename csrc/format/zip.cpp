@@ -10,23 +10,20 @@
 
 #include "base/checksum.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "format/text.h"
+#include "format/zip_words.h"
 
 namespace torchnpy {
 namespace {
 
-constexpr std::string_view kCentralSignature = "PK\1\2";
 constexpr std::string_view kLocalSignature = "PK\3\4";
 constexpr uint64_t kCentralNbytes = 46;
 constexpr uint16_t kZip64Extra = 0x0001;
 constexpr uint16_t kUnicodePathExtra = 0x7075;
 constexpr uint16_t kEncrypted = 1 << 0;
 constexpr uint16_t kPatched = 1 << 5;
-constexpr uint16_t kUtf8 = 1 << 11;
-constexpr uint32_t kInZip64 = std::numeric_limits<uint32_t>::max();
 constexpr uint16_t kDiskInZip64 = std::numeric_limits<uint16_t>::max();
-
-constexpr std::string_view kCorrupt = "the archive is corrupt";
 
 // Code page 437 from 0x80 on.
 constexpr std::array<uint16_t, 128> kCp437 = {
@@ -111,16 +108,12 @@ void check_name_text(std::string_view name, uint64_t offset) {
   }
 }
 
-void check_utf8(std::string_view name, uint64_t offset) {
+void check_name(std::string_view name, uint64_t offset) {
   const size_t invalid = find_invalid_utf8(name);
   if (invalid != std::string_view::npos) {
     throw_format_error("a name in UTF-8", format_snippet(name.substr(invalid, 1)), offset + invalid,
                        kCorrupt);
   }
-}
-
-bool is_ascii(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return (c & 0x80) == 0; });
 }
 
 // The name in Info-ZIP's Unicode path field (APPNOTE 4.6.9), if it is of this name: a program
@@ -139,7 +132,7 @@ void set_name(ZipMember& member, std::string_view raw_name,
               const std::optional<ByteView>& unicode_path, uint64_t offset) {
   check_name_text(raw_name, offset);
   if ((member.flags & kUtf8) != 0) {
-    check_utf8(raw_name, offset);
+    check_name(raw_name, offset);
     member.name = raw_name;
     return;
   }
@@ -147,7 +140,7 @@ void set_name(ZipMember& member, std::string_view raw_name,
   if (unicode_path) path = parse_unicode_path(*unicode_path, raw_name);
   if (path) {
     check_name_text(*path, offset);
-    check_utf8(*path, offset);
+    check_name(*path, offset);
     member.name = *path;
   } else {
     member.name = is_ascii(raw_name) ? std::string(raw_name) : cp437_to_utf8(raw_name);

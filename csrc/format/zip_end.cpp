@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "format/text.h"
 #include "format/zip.h"
+#include "format/zip_words.h"
 
 namespace torchnpy {
 namespace {
@@ -17,7 +18,6 @@ namespace {
 constexpr std::string_view kEndSignature = "PK\5\6";
 constexpr std::string_view kZip64EndSignature = "PK\6\6";
 constexpr std::string_view kZip64LocatorSignature = "PK\6\7";
-constexpr std::string_view kCentralSignature = "PK\1\2";
 constexpr uint64_t kEndNbytes = 22;
 constexpr uint64_t kZip64LocatorNbytes = 20;
 constexpr uint64_t kZip64EndNbytes = 56;
@@ -26,8 +26,6 @@ constexpr uint64_t kMinCentralNbytes = 46;
 // it must not make us fetch without end.
 constexpr uint64_t kMaxExtensibleNbytes = kMaxZipTailNbytes - kMaxZipEndNbytes;
 constexpr uint64_t kMaxDirectoryNbytes = 256 << 20;
-
-constexpr std::string_view kCorrupt = "the archive is corrupt";
 
 // An end record, with what the ZIP64 end record adds.
 struct EndRecord {

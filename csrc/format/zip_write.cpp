@@ -5,17 +5,17 @@
 #include <limits>
 #include <string_view>
 
+#include "format/zip_words.h"
+
 namespace torchnpy {
 namespace {
 
-constexpr uint16_t kUtf8 = 1 << 11;
 constexpr uint16_t kDate = 1 << 5 | 1;  // of 1980-01-01
 constexpr uint16_t kVersion = 20;       // directories and DEFLATE
 constexpr uint16_t kZip64Version = 45;
 constexpr uint16_t kUnix = 3 << 8;  // whose attributes they are
 // As Python's zipfile gives those that it is told no mode of: rw-------.
 constexpr uint32_t kAttributes = uint32_t{0600} << 16;
-constexpr uint64_t kInZip64 = std::numeric_limits<uint32_t>::max();
 constexpr uint64_t kCountInZip64 = std::numeric_limits<uint16_t>::max();
 
 // Appends little-endian integers.

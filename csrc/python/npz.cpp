@@ -22,7 +22,7 @@ ArchiveHandle open_archive(Client& client, const std::string& url, const LimitVa
   return {without_gil([&] { return open_npz(client.open(url), options); }), options};
 }
 
-OwnedBytes share_object(const py::object& data) {
+OwnedBytes share_data(const py::object& data) {
   if (is_tensor(data)) {
     const at::Tensor& tensor = unwrap(data);
     return {bytes_of(tensor), share_tensor(tensor)};
@@ -41,7 +41,7 @@ ArchiveHandle open_archive_bytes(const py::object& data, const std::string& name
   options.limits = make_limits(limits);
   OwnedBytes bytes;
   try {
-    bytes = share_object(data);
+    bytes = share_data(data);
   } catch (Error& error) {
     error.add_context(name);
     throw;

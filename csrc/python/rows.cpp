@@ -19,7 +19,8 @@ using StateValues =
     std::tuple<py::bytes, std::vector<uint64_t>, std::vector<uint64_t>, std::vector<py::bytes>>;
 
 std::unique_ptr<RowReader> make_row_reader(std::shared_ptr<Client> client,
-                                       std::vector<ColumnValues> values, const py::object& dtype) {
+                                           std::vector<ColumnValues> values,
+                                           const py::object& dtype) {
   std::vector<RowColumn> columns;
   columns.reserve(values.size());
   for (ColumnValues& value : values) {

@@ -169,12 +169,12 @@ class NamedReader {
 };
 
 std::unique_ptr<NamedReader> make_text_reader(std::string name, const std::string& descr,
-                                         std::string delimiter, std::vector<std::string> comments,
-                                         std::string quote, uint64_t skip_lines,
-                                         std::optional<uint64_t> max_rows,
-                                         std::optional<std::vector<int64_t>> columns,
-                                         std::optional<std::vector<int64_t>> text_columns,
-                                         bool is_gzip) {
+                                              std::string delimiter,
+                                              std::vector<std::string> comments, std::string quote,
+                                              uint64_t skip_lines, std::optional<uint64_t> max_rows,
+                                              std::optional<std::vector<int64_t>> columns,
+                                              std::optional<std::vector<int64_t>> text_columns,
+                                              bool is_gzip) {
   TextRules rules;
   rules.delimiter = std::move(delimiter);
   rules.comments = std::move(comments);

@@ -1,6 +1,6 @@
 #include "python/texts.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 
 #include <cstdint>
 #include <cstring>
@@ -16,7 +16,7 @@ namespace {
 
 template <typename T>
 at::Tensor make_tensor(const std::vector<T>& values, at::ScalarType type) {
-  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, type);
+  at::Tensor tensor(at::detail::empty_cpu({static_cast<int64_t>(values.size())}, type));
   if (!values.empty()) std::memcpy(tensor.data_ptr(), values.data(), values.size() * sizeof(T));
   return tensor;
 }

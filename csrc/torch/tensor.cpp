@@ -1,6 +1,6 @@
 #include "torch/tensor.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -64,7 +64,7 @@ at::Tensor make_plain(const NpyHeader& header, c10::Storage storage, bool exclus
   const Dtype& dtype = header.dtype;
   const at::ScalarType type = resolve_type(dtype, wanted);
   const Sizes sizes = to_sizes(header.shape);
-  if (header.count == 0) return at::empty(sizes, type);
+  if (header.count == 0) return at::Tensor(at::detail::empty_cpu(sizes, type));
   const bool misplaced = !is_aligned(storage.data(), dtype.itemsize);
   const bool foreign = (dtype.big_endian && swap_width(dtype) > 1) ||
                        (type == at::kBool && !are_bools(bytes_of(storage)));
@@ -112,7 +112,7 @@ bool holds_only_bools(const NpyHeader& header, const c10::Storage& storage,
 
 at::Tensor make_field(const NpyHeader& header, const c10::Storage& storage,
                       const FieldLayout& field) {
-  if (header.count == 0 || field.field_count == 0) return at::empty(field.sizes, field.type);
+  if (header.count == 0 || field.field_count == 0) return at::Tensor(at::detail::empty_cpu(field.sizes, field.type));
   const uint64_t element_nbytes = field.dtype.itemsize;
   // Steps of a tensor are whole elements; a record may be no multiple of them.
   const bool steps = field.offset % element_nbytes == 0 &&

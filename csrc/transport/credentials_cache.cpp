@@ -22,7 +22,7 @@
 namespace torchnpy {
 namespace {
 
-using Clock = std::chrono::system_clock;
+using WallClock = std::chrono::system_clock;
 
 // Copies, for other threads may add their object's name to the one thrown.
 [[noreturn]] void throw_copy(const std::exception_ptr& error) {
@@ -88,7 +88,7 @@ std::shared_ptr<CredentialsCache::Refresh> CredentialsCache::begin_refresh() {
 }
 
 void CredentialsCache::store(std::shared_ptr<const Credentials> found, bool refreshable) {
-  const Time now = Clock::now();
+  const Time now = WallClock::now();
   const bool same = known_ != nullptr && known_->access_key_id == found->access_key_id &&
                     known_->session_token == found->session_token;
   if (known_ != nullptr && metrics_ != nullptr) metrics_->credentials_refreshes.fetch_add(1);
@@ -100,9 +100,9 @@ void CredentialsCache::store(std::shared_ptr<const Credentials> found, bool refr
   if (found->expiration && refreshable) {
     const auto lifetime = *found->expiration - now;
     advisory_at_ =
-        *found->expiration - std::min<Clock::duration>(std::chrono::minutes(15), lifetime / 2);
+        *found->expiration - std::min<WallClock::duration>(std::chrono::minutes(15), lifetime / 2);
     mandatory_at_ =
-        *found->expiration - std::min<Clock::duration>(std::chrono::minutes(10), lifetime / 3);
+        *found->expiration - std::min<WallClock::duration>(std::chrono::minutes(10), lifetime / 3);
   }
   known_ = std::move(found);
 }
@@ -112,7 +112,7 @@ std::shared_ptr<const Credentials> CredentialsCache::read_chain(bool* refreshabl
   for (const Provider& provider : chain_) {
     if (auto found = provider->read()) {
       check_printable(*found);
-      if (found->expiration && *found->expiration <= Clock::now()) {
+      if (found->expiration && *found->expiration <= WallClock::now()) {
         throw TransportError(
             fmt::format("expected credentials that last but those of {} have expired",
                         provider->description()),
@@ -150,7 +150,7 @@ void CredentialsCache::run_refresh(const std::shared_ptr<Refresh>& refresh) noex
     if (found != nullptr) {
       store(std::move(found), refreshable);
     } else {
-      retry_at_ = Clock::now() + kRetryDelay;
+      retry_at_ = WallClock::now() + kRetryDelay;
       is_silent = known_ != nullptr;
     }
     if (refresh_ == refresh) refresh_ = nullptr;
@@ -187,7 +187,7 @@ std::shared_ptr<const Credentials> CredentialsCache::known() {
   {
     const std::lock_guard lock(process_mutex());
     known = known_;
-    const bool is_wanted = known_ != nullptr && refreshable_ && is_due(Clock::now());
+    const bool is_wanted = known_ != nullptr && refreshable_ && is_due(WallClock::now());
     if (is_wanted && !refreshes_now() && weak_from_this().lock() != nullptr)
       begun = begin_refresh();
   }
@@ -219,7 +219,7 @@ std::shared_ptr<const Credentials> CredentialsCache::resolve() {
     bool is_mine = false;
     {
       const std::lock_guard lock(process_mutex());
-      const Time now = Clock::now();
+      const Time now = WallClock::now();
       if (!is_due(now)) return known_;
       if (refreshes_now()) {
         if (!must_wait(now)) return known_;
@@ -246,7 +246,7 @@ std::shared_ptr<const Credentials> CredentialsCache::resolve() {
     {
       const std::lock_guard lock(process_mutex());
       const bool lasts = known_ != nullptr && !refused_ &&
-                         (!known_->expiration || *known_->expiration > Clock::now());
+                         (!known_->expiration || *known_->expiration > WallClock::now());
       if (lasts) return known_;
     }
     throw_copy(refresh->error);

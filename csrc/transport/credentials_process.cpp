@@ -99,13 +99,13 @@ class Child {
   bool ended_ = false;
 };
 
-struct Output {
+struct CommandOutput {
   int status = 0;
   std::string out;
   std::string err;
 };
 
-Output run(const std::vector<std::string>& words) {
+CommandOutput run(const std::vector<std::string>& words) {
   constexpr std::chrono::seconds kLimit{60};
   constexpr size_t kMaxNbytes = 1 << 20;
   Pipe pipes[2];
@@ -117,7 +117,7 @@ Output run(const std::vector<std::string>& words) {
     child.emplace(words, pipes[0], pipes[1]);
     for (Pipe& pipe : pipes) pipe.close_end(1);
   }
-  Output output;
+  CommandOutput output;
   std::string* const texts[2] = {&output.out, &output.err};
   const Clock::time_point deadline = Clock::now() + kLimit;
   const auto check = [&] {
@@ -164,7 +164,7 @@ class ProcessProvider final : public CredentialsProvider {
     const auto words = split_words(*command, description());
     if (words.empty()) throw ArgumentError(description() + ": expected a program but found none");
     try {
-      const Output output = run(words);
+      const CommandOutput output = run(words);
       if (output.status != 0) {
         throw TransportError(
             fmt::format("\"{}\" ended with status {}: {}", words[0], output.status,

@@ -18,12 +18,11 @@
 #include "base/checksum.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "transport/file.h"
 
 namespace torchnpy {
 namespace {
 
-// As for local files: of less a read is cheaper than a mapping.
-constexpr uint64_t kMinMappedNbytes = 256 << 10;
 constexpr uint64_t kPageNbytes = 4096;
 constexpr uint64_t kVerifiedAtOnceNbytes = 256 << 10;
 // Room is reserved in steps: each takes a look at the usage of all.

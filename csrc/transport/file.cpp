@@ -21,8 +21,6 @@
 namespace torchnpy {
 namespace {
 
-// Below it a read is cheaper than a mapping: a page fault for each 4 KiB, and the unmapping.
-constexpr uint64_t kMinMappedNbytes = 256 << 10;
 // Of one system call, so that a cancelled read ends soon.
 constexpr size_t kMaxReadNbytes = 8 << 20;
 constexpr size_t kFrontNbytes = 4096;
@@ -32,14 +30,6 @@ constexpr size_t kFrontNbytes = 4096;
 // count rows that are not there yet, and one that is parsed where it is mapped may change
 // meanwhile.
 using Front = std::vector<uint8_t>;
-
-[[noreturn]] void fail(const std::string& path, std::string_view what, int error) {
-  using Kind = TransportError::Kind;
-  Kind kind = Kind::kOther;
-  if (error == ENOENT || error == ENOTDIR) kind = Kind::kNotFound;
-  if (error == EACCES || error == EPERM) kind = Kind::kDenied;
-  throw TransportError(fmt::format("{}: cannot {}: {}", path, what, std::strerror(error)), kind);
-}
 
 Descriptor open_descriptor(const std::string& path) {
   // Without O_NONBLOCK the open of a FIFO waits for a writer.
@@ -52,15 +42,15 @@ Descriptor open_descriptor(const std::string& path) {
     if (errno == EWOULDBLOCK && flags != kFlags) {
       flags = kFlags;
     } else if (errno != EINTR) {
-      fail(path, "open", errno);
+      throw_file_error(path, "open", errno);
     }
   }
 }
 
 uint64_t check_regular(const std::string& path, int fd) {
   struct stat status;
-  if (::fstat(fd, &status) != 0) fail(path, "stat", errno);
-  if (S_ISDIR(status.st_mode)) fail(path, "read", EISDIR);
+  if (::fstat(fd, &status) != 0) throw_file_error(path, "stat", errno);
+  if (S_ISDIR(status.st_mode)) throw_file_error(path, "read", EISDIR);
   if (!S_ISREG(status.st_mode)) {
     throw UnsupportedError(
         path +
@@ -76,7 +66,7 @@ size_t read_some(const std::string& path, int fd, MutableBytes room, uint64_t of
     const ssize_t nbytes =
         ::pread(fd, room.data(), std::min(room.size(), kMaxReadNbytes), static_cast<off_t>(offset));
     if (nbytes >= 0) return static_cast<size_t>(nbytes);
-    if (errno != EINTR) fail(path, "read", errno);
+    if (errno != EINTR) throw_file_error(path, "read", errno);
   }
 }
 
@@ -287,6 +277,16 @@ class FileSource : public Source {
 };
 
 }  // namespace
+
+void throw_file_error(const std::string& path, std::string_view what, int error,
+                      std::string_view advice) {
+  using Kind = TransportError::Kind;
+  Kind kind = Kind::kOther;
+  if (error == ENOENT || error == ENOTDIR) kind = Kind::kNotFound;
+  if (error == EACCES || error == EPERM) kind = Kind::kDenied;
+  throw TransportError(fmt::format("{}: cannot {}: {}{}", path, what, std::strerror(error), advice),
+                       kind);
+}
 
 std::shared_ptr<Source> open_file(const std::string& path, bool mmap) {
   Descriptor fd = open_descriptor(path);

@@ -24,6 +24,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/wait.h"
+#include "transport/file.h"
 
 namespace torchnpy {
 namespace {
@@ -33,16 +34,6 @@ constexpr size_t kMaxWriteNbytes = 4 << 20;
 // Less is collected: a header goes out with what follows it.
 constexpr size_t kBufferNbytes = 64 << 10;
 constexpr std::chrono::milliseconds kBetweenChecks{50};
-
-[[noreturn]] void fail(const std::string& path, std::string_view what, int error,
-                       std::string_view advice = "") {
-  using Kind = TransportError::Kind;
-  Kind kind = Kind::kOther;
-  if (error == ENOENT || error == ENOTDIR) kind = Kind::kNotFound;
-  if (error == EACCES || error == EPERM) kind = Kind::kDenied;
-  throw TransportError(fmt::format("{}: cannot {}: {}{}", path, what, std::strerror(error), advice),
-                       kind);
-}
 
 [[noreturn]] void fail_exists(const std::string& path) {
   throw TransportError(
@@ -66,10 +57,11 @@ Place find_place(const std::string& path, bool follow) {
     const std::string folder = slash == std::string::npos ? "." : rest.substr(0, slash + 1);
     const int base = place.folder ? place.folder.get() : AT_FDCWD;
     Descriptor next(::openat(base, folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!next) fail(path, "create", errno);
+    if (!next) throw_file_error(path, "create", errno);
     place.folder = std::move(next);
     place.name = rest.substr(slash + 1);  // npos + 1 is 0
-    if (place.name.empty() || place.name == "." || place.name == "..") fail(path, "create", EISDIR);
+    if (place.name.empty() || place.name == "." || place.name == "..")
+      throw_file_error(path, "create", EISDIR);
     char link[PATH_MAX];
     const ssize_t nbytes =
         follow ? ::readlinkat(place.folder.get(), place.name.c_str(), link, sizeof(link)) : -1;
@@ -81,7 +73,7 @@ Place find_place(const std::string& path, bool follow) {
     }
     rest.assign(link, static_cast<size_t>(nbytes));
   }
-  fail(path, "create", ELOOP);
+  throw_file_error(path, "create", ELOOP);
 }
 
 // Bytes on their way to a descriptor that somebody else closes.
@@ -110,8 +102,8 @@ class Output {
 
   [[noreturn]] void fail_write(std::string_view verb, int error) const {
     const std::string wanted = wanted_nbytes_ ? fmt::format(" of {}", *wanted_nbytes_) : "";
-    fail(path_, fmt::format("{} more than {}{} bytes", verb, written_nbytes_, wanted), error,
-         is_new_ ? "; what was there before is unchanged" : "");
+    throw_file_error(path_, fmt::format("{} more than {}{} bytes", verb, written_nbytes_, wanted),
+                     error, is_new_ ? "; what was there before is unchanged" : "");
   }
 
  private:
@@ -193,7 +185,7 @@ class DirectTarget final : public Target {
       struct stat status;
       const bool has_no_reader =
           error == ENXIO && ::stat(path.c_str(), &status) == 0 && S_ISFIFO(status.st_mode);
-      if (!has_no_reader && error != EINTR) fail(path, "open", error);
+      if (!has_no_reader && error != EINTR) throw_file_error(path, "open", error);
       if (has_no_reader) ::poll(nullptr, 0, kBetweenChecks.count());
       if (WaitScope::must_stop()) throw InterruptedError(path + ": interrupted before it was read");
     }
@@ -241,7 +233,7 @@ Descriptor create_temporary(const std::string& path, int folder, const std::stri
   Descriptor fd(
       ::openat(folder, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOCTTY | O_CLOEXEC, mode));
   if (!fd && errno == EEXIST) return fd;
-  if (!fd) fail(path, "create a temporary file in its folder", errno);
+  if (!fd) throw_file_error(path, "create a temporary file in its folder", errno);
   // Before it was locked another process may have taken it for a leftover. A file system without
   // locks keeps leftovers.
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return Descriptor();
@@ -258,7 +250,8 @@ class TemporaryFile {
     constexpr int kMaxGap = 8;
     constexpr int kMaxNumber = 10'000;
     for (int number = 0, gap = 0; gap < kMaxGap || !fd_; ++number) {
-      if (number == kMaxNumber) fail(path, "create a temporary file in its folder", EBUSY);
+      if (number == kMaxNumber)
+        throw_file_error(path, "create a temporary file in its folder", EBUSY);
       const std::string name = temporary_name(place.name, number);
       gap = remove_leftover(folder_, name) == Leftover::kNone ? gap + 1 : 0;
       if (fd_) continue;
@@ -341,7 +334,7 @@ class FileTarget final : public Target {
     if (copy >= 0 && ::close(copy) != 0 && errno != EINTR) output_.fail_write("write", errno);
     if (!temporary_.rename(place_.name, !options_.if_none_match)) {
       if (errno == EEXIST && options_.if_none_match) fail_exists(path_);
-      fail(path_, "rename its temporary file", errno);
+      throw_file_error(path_, "rename its temporary file", errno);
     }
     if (options_.sync) sync_folder();
   }
@@ -349,7 +342,7 @@ class FileTarget final : public Target {
  private:
   void sync_folder() const {
     const Descriptor folder(::openat(place_.folder.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!folder || ::fsync(folder.get()) != 0) fail(path_, "sync its folder", errno);
+    if (!folder || ::fsync(folder.get()) != 0) throw_file_error(path_, "sync its folder", errno);
   }
 
   const std::string path_;
@@ -370,14 +363,14 @@ std::unique_ptr<Target> create_file(const std::string& path, const TargetOptions
   struct stat before;
   const bool exists =
       ::fstatat(place.folder.get(), place.name.c_str(), &before, AT_SYMLINK_NOFOLLOW) == 0;
-  if (!exists && errno != ENOENT) fail(path, "create", errno);
+  if (!exists && errno != ENOENT) throw_file_error(path, "create", errno);
   if (exists && options.if_none_match) fail_exists(path);
-  if (exists && S_ISDIR(before.st_mode)) fail(path, "create", EISDIR);
+  if (exists && S_ISDIR(before.st_mode)) throw_file_error(path, "create", EISDIR);
   if (exists && (place.is_open || !S_ISREG(before.st_mode))) {
     return std::make_unique<DirectTarget>(path, options);
   }
   if (exists && ::faccessat(place.folder.get(), place.name.c_str(), W_OK, AT_EACCESS) != 0) {
-    fail(path, "write", errno);
+    throw_file_error(path, "write", errno);
   }
   return std::make_unique<FileTarget>(path, std::move(place), exists ? &before : nullptr, options);
 }

@@ -44,9 +44,9 @@ class CallJob final : public Job {
   HttpRequest begin() override { return std::move(request_); }
 
   bool head(std::string_view line) override {
-    constexpr size_t kMaxHeadNbytes = 256 << 10;
+    constexpr size_t kMaxNbytes = 256 << 10;
     if (line.starts_with("HTTP/")) head_text_.clear();
-    if (line.size() > kMaxHeadNbytes - head_text_.size()) fail("the answer's head is too long");
+    if (line.size() > kMaxNbytes - head_text_.size()) fail("the answer's head is too long");
     head_text_ += line;
     return true;
   }

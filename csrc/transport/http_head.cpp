@@ -12,7 +12,7 @@
 namespace torchnpy {
 namespace {
 
-std::string_view trim(std::string_view text) {
+std::string_view trim_header(std::string_view text) {
   const auto is_blank = [](char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; };
   while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
   while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
@@ -27,7 +27,8 @@ void for_each_header(std::string_view text, Use use) {
     const std::string_view line = text.substr(0, text.find('\n'));
     text.remove_prefix(std::min(line.size() + 1, text.size()));
     const size_t colon = line.find(':');
-    if (colon != std::string_view::npos) use(line.substr(0, colon), trim(line.substr(colon + 1)));
+    if (colon != std::string_view::npos)
+      use(line.substr(0, colon), trim_header(line.substr(colon + 1)));
   }
 }
 
@@ -61,12 +62,12 @@ std::string_view HttpResponse::header(std::string_view name) const {
 
 HttpHead parse_head(std::string_view text) {
   HttpHead head;
-  const std::string_view line = trim(text.substr(0, text.find('\n')));
+  const std::string_view line = trim_header(text.substr(0, text.find('\n')));
   const size_t space = line.find(' ');
   if (space != std::string_view::npos) {
     const std::string_view status = line.substr(space + 1, 3);
     std::from_chars(status.data(), status.data() + status.size(), head.status);
-    head.reason = trim(line.substr(std::min(space + 1 + status.size(), line.size())));
+    head.reason = trim_header(line.substr(std::min(space + 1 + status.size(), line.size())));
   }
   bool is_chunked = false;
   for_each_header(text, [&](std::string_view name, std::string_view value) {
@@ -122,7 +123,7 @@ std::optional<uint64_t> parse_decimal(std::string_view text) {
 
 std::optional<ContentRange> parse_content_range(std::string_view text) {
   if (text.size() < 6 || !equal_ignoring_case(text.substr(0, 6), "bytes ")) return std::nullopt;
-  text = trim(text.substr(6));
+  text = trim_header(text.substr(6));
   const size_t slash = text.find('/');
   if (slash == std::string_view::npos) return std::nullopt;
   ContentRange range;

@@ -11,14 +11,13 @@
 #include <utility>
 
 #include "base/fork.h"
+#include "transport/file.h"
 
 namespace torchnpy {
 namespace {
 
 // What an entry takes beside its bytes, roughly.
 constexpr uint64_t kOverheadNbytes = 512;
-// Larger objects may be filled in part: they take whole pages where they are.
-constexpr uint64_t kMinMappedNbytes = 256 << 10;
 
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(

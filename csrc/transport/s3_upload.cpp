@@ -57,7 +57,7 @@ uint32_t combine_parts(const std::vector<S3Part>& parts) {
   return static_cast<uint32_t>(crc);
 }
 
-int hex_digit(char c) {
+int md5_digit(char c) {
   if (is_digit(c)) return c - '0';
   return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
@@ -68,8 +68,8 @@ std::string parse_md5(std::string_view etag) {
   if (etag.size() != kDigitCount + 2) return {};
   std::string bytes;
   for (size_t i = 1; i <= kDigitCount; i += 2) {
-    const int high = hex_digit(etag[i]);
-    const int low = hex_digit(etag[i + 1]);
+    const int high = md5_digit(etag[i]);
+    const int low = md5_digit(etag[i + 1]);
     if (high < 0 || low < 0) return {};
     bytes += static_cast<char>(high * 16 + low);
   }
