@@ -39,7 +39,7 @@ def find_torches() -> list[Path]:
             )
     if not folders:
         raise SystemExit(
-            f"torchnpy: expected torch beside {sys.executable} but found none; install torch first, "
+            f"torchnpy: expected torch beside {sys.executable} but found none; install torch, "
             "then build with --no-build-isolation, or name its folder in TORCHNPY_TORCH"
         )
     return folders

@@ -23,11 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 
 import torchnpy
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+
+
+def ops_library() -> str:
+    """The library of the ops for the torch that is imported."""
+    return next(name for name in torch.ops.loaded_libraries if name.endswith("libtorchnpy.so"))
 
 
 def npy(array: Any) -> bytes:

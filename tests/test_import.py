@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from servers.http import ObjectServer
-from support import npy, run_fresh, run_script
+from support import npy, ops_library, run_fresh, run_script
 
 import torchnpy as tnp
 
@@ -41,11 +44,11 @@ def test_importing_survives_a_bare_environment() -> None:
 def test_importing_twice_and_reloading_is_harmless() -> None:
     run_script(
         """
-        import importlib, pathlib, torch, torchnpy
+        import importlib, sys, torch, torchnpy
         importlib.import_module("torchnpy")
-        (library,) = pathlib.Path(torchnpy.__file__).parent.rglob("libtorchnpy.so")
-        torch.ops.load_library(str(library))
-        """
+        torch.ops.load_library(sys.argv[1])
+        """,
+        ops_library(),
     )
 
 
@@ -69,8 +72,6 @@ def test_io_threads_start_once_for_plain_calls_ops_and_all_clients(server: Objec
 
 
 def test_python_and_the_ops_share_one_default_client(server: ObjectServer) -> None:
-    import torch
-
     url = server.put("/x.npy", npy(np.zeros(3)))
     before = tnp.default_client()
     client = tnp.Client()
@@ -92,3 +93,66 @@ def test_the_public_names_have_docs() -> None:
     assert set(expected.split()) <= set(tnp.__all__)
     for name in expected.split():
         assert getattr(tnp, name).__doc__, name
+
+
+RELEASE = ".".join(torch.__version__.split(".")[:2])
+BUILD = "pip install --no-build-isolation --no-deps --force-reinstall ."
+
+
+def import_error(folder: Path, libraries: dict[str, bytes]) -> str:
+    """What `import torchnpy` raises where lib/ holds these files alone."""
+    ignored = shutil.ignore_patterns("lib", "__pycache__")
+    package = Path(shutil.copytree(PACKAGE, folder / "torchnpy", ignore=ignored))
+    for name, content in libraries.items():
+        path = package / "lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return run_fresh(
+        """
+        try:
+            import torchnpy
+        except ImportError as error:
+            print(error)
+        """,
+        env={"PYTHONPATH": str(folder)},
+    ).strip()
+
+
+def test_a_torch_that_the_package_was_not_built_for_is_named(tmp_path: Path) -> None:
+    held = ("torch-2.98/x", "torch-2.9/x", "torch-2.100/x")
+    found = import_error(tmp_path, dict.fromkeys(held, b""))
+    lib = tmp_path / "torchnpy" / "lib"
+    assert found.startswith(
+        f"torchnpy: expected torch 2.9, 2.98, 2.100 (what {lib} holds) but found "
+        f"torch {torch.__version__}; install one of those, or build for yours: {BUILD}"
+    )
+
+
+def test_a_package_that_was_not_built_says_so(tmp_path: Path) -> None:
+    found = import_error(tmp_path, {})
+    lib = tmp_path / "torchnpy" / "lib"
+    assert found.startswith(
+        f"torchnpy: expected libraries in {lib} but found none; build them: {BUILD}"
+    )
+
+
+def test_bindings_of_another_python_are_named(tmp_path: Path) -> None:
+    other = "_C.cpython-310-x86_64-linux-gnu.so"
+    found = import_error(tmp_path, {f"torch-{RELEASE}/{other}": b""})
+    assert found.startswith(
+        f"torchnpy: expected torch-{RELEASE}/_C.cpython-3{sys.version_info.minor}-"
+    )
+    assert f", for this Python, but found {other}; install the wheel of this Python" in found
+    assert BUILD in found
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
+    found = import_error(
+        tmp_path,
+        {f"torch-{RELEASE}/libtorchnpy.so": b"\x7fELF", f"torch-{RELEASE}/_C.abi3.so": b"\x7fELF"},
+    )
+    folder = tmp_path / "torchnpy" / "lib" / f"torch-{RELEASE}"
+    assert found.startswith(
+        f"torchnpy: expected {folder} to load with torch {torch.__version__} but found: {folder}/"
+    )
+    assert "file too short; docs/install.md says what to do" in found

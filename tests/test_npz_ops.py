@@ -11,7 +11,7 @@ import pytest
 import torch
 from servers.http import ObjectServer, edit, status
 from servers.s3 import S3Server
-from support import noise, npy, npz, run_script, zipped
+from support import noise, npy, npz, ops_library, run_script, zipped
 
 import torchnpy as tnp
 
@@ -208,7 +208,7 @@ def test_the_ops_can_be_scripted_saved_and_loaded(url: str, tmp_path: Path) -> N
 
 
 def test_a_saved_module_runs_where_only_the_library_is_loaded(url: str, tmp_path: Path) -> None:
-    (library,) = Path(tnp.__file__).parent.rglob("libtorchnpy.so")
+    library = ops_library()
     torch.jit.script(All()).save(tmp_path / "all.pt")
     out = run_script(
         """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from servers.http import ObjectServer, status
-from support import npy, run_script
+from support import npy, ops_library, run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -81,9 +81,7 @@ def test_all_ops_can_be_scripted_saved_and_loaded(url: str, tmp_path: Path) -> N
 
 
 def test_a_saved_module_runs_where_only_the_library_is_loaded(url: str, tmp_path: Path) -> None:
-    import torchnpy
-
-    (library,) = Path(torchnpy.__file__).parent.rglob("libtorchnpy.so")
+    library = ops_library()
     torch.jit.script(All()).save(tmp_path / "all.pt")
     out = run_script(
         """

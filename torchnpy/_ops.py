@@ -35,11 +35,14 @@ def _find_pair() -> tuple[Path, Path]:
     folder = _LIB / f"torch-{release}"
     if not folder.is_dir():
         held = sorted((path.name[6:] for path in _LIB.glob("torch-*")), key=_version_key)
-        what = f"torch {', '.join(held)} (what {_LIB} holds)" if held else f"libraries in {_LIB}"
-        found = f"torch {torch.__version__}" if held else "none"
+        if not held:
+            raise ImportError(
+                f"torchnpy: expected libraries in {_LIB} but found none; build them: "
+                f"{_HOW_TO_BUILD}"
+            )
         raise ImportError(
-            f"torchnpy: expected {what} but found {found}; install one of those, or build for "
-            f"yours: {_HOW_TO_BUILD}"
+            f"torchnpy: expected torch {', '.join(held)} (what {_LIB} holds) but found "
+            f"torch {torch.__version__}; install one of those, or build for yours: {_HOW_TO_BUILD}"
         )
     for suffix in EXTENSION_SUFFIXES:
         bindings = folder / f"_C{suffix}"
@@ -68,6 +71,7 @@ def _load_libraries() -> ModuleType:
         sys.modules[name] = bindings
         loader.exec_module(bindings)
     except (OSError, ImportError) as error:
+        sys.modules.pop("torchnpy._C", None)
         raise ImportError(
             f"torchnpy: expected {ops.parent} to load with torch {torch.__version__} but found: "
             f"{error}; docs/install.md says what to do"
@@ -75,8 +79,19 @@ def _load_libraries() -> ModuleType:
     return bindings
 
 
+def _trust_certifi() -> None:
+    """Takes certifi's certificates where the system has none, as slim containers do."""
+    if not _C.ca_bundle():
+        try:
+            from certifi import where
+        except ImportError:
+            return
+        _C.set_fallback_ca_bundle(where())
+
+
 if not TYPE_CHECKING:
     _C = _load_libraries()
+_trust_certifi()
 
 
 def _data_dependent(op: str) -> NoReturn:

@@ -90,7 +90,7 @@ class Client:
         headers: Sent with each request, but never to another host after a redirect.
         requester_pays: Accept that the requester is charged.
         ca_bundle: File with the certificates to trust. Default: AWS_CA_BUNDLE, SSL_CERT_FILE,
-            CURL_CA_BUNDLE, else the system's.
+            CURL_CA_BUNDLE, else the system's, else certifi's.
         verify_tls: False accepts any certificate.
         proxy: URL. Default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY as they were at the first
             request; "" for none.

@@ -312,10 +312,7 @@ def _advise_on_package(report: Report) -> Iterator[str]:
 
 def _advise_on_connections(report: Report) -> Iterator[str]:
     bundle, count = report["tls"]["ca_bundle"], report["tls"]["certificates"]
-    remedy = (
-        "install ca-certificates, or pip install certifi and "
-        'export SSL_CERT_FILE="$(python -m certifi)"'
-    )
+    remedy = "install ca-certificates, or pip install certifi"
     if bundle == "":
         yield f"expected certificates of authorities for HTTPS but found none; {remedy}"
     elif bundle and not count:

@@ -328,6 +328,7 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("library_versions", &library_versions);
   m.def("ca_bundle", &name_ca_bundle);
+  m.def("set_fallback_ca_bundle", &set_fallback_ca_bundle);
   m.def("display_name", [](const std::string& url) { return wrap_text(display_name(url)); });
   bind_objects(m);
   bind_npz(m);

@@ -112,7 +112,8 @@ bool holds_only_bools(const NpyHeader& header, const c10::Storage& storage,
 
 at::Tensor make_field(const NpyHeader& header, const c10::Storage& storage,
                       const FieldLayout& field) {
-  if (header.count == 0 || field.field_count == 0) return at::Tensor(at::detail::empty_cpu(field.sizes, field.type));
+  if (header.count == 0 || field.field_count == 0)
+    return at::Tensor(at::detail::empty_cpu(field.sizes, field.type));
   const uint64_t element_nbytes = field.dtype.itemsize;
   // Steps of a tensor are whole elements; a record may be no multiple of them.
   const bool steps = field.offset % element_nbytes == 0 &&

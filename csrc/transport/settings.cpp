@@ -3,11 +3,16 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <initializer_list>
+#include <string>
+#include <utility>
 
 namespace torchnpy {
 namespace {
+
+std::atomic<const std::string*> fallback_ca_bundle{nullptr};  // never freed: it is set once
 
 // The first of the variables that is set to something.
 std::string read_environment(std::initializer_list<const char*> names) {
@@ -53,7 +58,12 @@ CaBundle find_ca_bundle(const ClientOptions& options) {
   for (const char* path : {"/etc/ssl/certs", "/etc/pki/tls/certs"}) {
     if (is_directory(path)) return {"", path};
   }
-  return {};
+  const std::string* const fallback = fallback_ca_bundle;
+  return {fallback != nullptr ? *fallback : "", ""};
+}
+
+void set_fallback_ca_bundle(std::string path) {
+  fallback_ca_bundle = new std::string(std::move(path));
 }
 
 std::shared_ptr<const EngineSettings> make_engine_settings(const ClientOptions& options) {

@@ -28,11 +28,14 @@ std::shared_ptr<const EngineSettings> make_engine_settings(const ClientOptions& 
 
 // Where the certificates of the authorities are: the client's choice, the environment's
 // (AWS_CA_BUNDLE, SSL_CERT_FILE, CURL_CA_BUNDLE, SSL_CERT_DIR), or the first of the places
-// where distributions keep them that exists.
+// where distributions keep them that exists, or the fallback.
 struct CaBundle {
   std::string file;
   std::string directory;
 };
 CaBundle find_ca_bundle(const ClientOptions& options);
+// A file of certificates for systems that have none. Of the process; for clients that are made
+// afterwards.
+void set_fallback_ca_bundle(std::string path);
 
 }  // namespace torchnpy
