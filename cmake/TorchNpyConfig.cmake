@@ -15,7 +15,7 @@ if(NOT TARGET TorchNpy::torchnpy)
     set(TorchNpy_FOUND FALSE)
     set(TorchNpy_NOT_FOUND_MESSAGE
         "expected a torch that torchnpy was built for (${TORCHNPY_HELD}) but found torch "
-        "${TORCHNPY_TORCH_VERSION} in ${TORCHNPY_TORCH_ROOT}; build torchnpy for it: "
+        "${TORCHNPY_TORCH_VERSION} in ${TORCHNPY_TORCH_ROOT}. Build torchnpy for it: "
         "pip install --no-build-isolation --no-deps --force-reinstall . in its source")
     string(CONCAT TorchNpy_NOT_FOUND_MESSAGE ${TorchNpy_NOT_FOUND_MESSAGE})
     return()

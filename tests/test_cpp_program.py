@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -28,18 +30,22 @@ class SaveAndLoad(torch.nn.Module):
         return torch.ops.npy.load(path)
 
 
+def configure(build: Path, prefix: str) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", str(ROOT / "examples/cpp"), "-B", str(build)]
+    options = [f"-DCMAKE_PREFIX_PATH={prefix}", "-DCMAKE_BUILD_TYPE=Release"]
+    return subprocess.run([*command, *options], capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built with find_package(TorchNpy) against the package that the tests import."""
     build = tmp_path_factory.mktemp("cpp")
-    prefixes = [torch.utils.cmake_prefix_path, str(Path(torchnpy.__file__).parent)]
-    configure = ["cmake", "-S", str(ROOT / "examples/cpp"), "-B", str(build)]
-    for command in (
-        [*configure, f"-DCMAKE_PREFIX_PATH={';'.join(prefixes)}", "-DCMAKE_BUILD_TYPE=Release"],
-        ["cmake", "--build", str(build)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    prefix = [sys.executable, "-m", "torchnpy", "--cmake-prefix"]
+    prefix = subprocess.run(prefix, check=True, capture_output=True, text=True).stdout.strip()
+    done = configure(build, prefix)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(["cmake", "--build", str(build)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     (binary,) = (
         path
         for path in build.iterdir()
@@ -83,6 +89,27 @@ def test_the_program_fails_with_the_librarys_message(
     assert done.returncode == 1
     assert "/x.npy" in done.stderr
     assert "404" in done.stderr
+
+
+def test_a_torch_that_torchnpy_was_not_built_for_is_named(tmp_path: Path) -> None:
+    package = shutil.copytree(Path(torchnpy.__file__).parent / "share", tmp_path / "share").parent
+    (package / "lib" / "torch-2.8").mkdir(parents=True)
+    found = Path(torch.utils.cmake_prefix_path).parents[1]
+    prefix = f"{package}/share/cmake;{torch.utils.cmake_prefix_path}"
+    done = configure(tmp_path / "build", prefix)
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    release = ".".join(torch.__version__.split(".")[:2])
+    assert "expected a torch that torchnpy was built for (torch-2.8) but found torch" in said
+    assert f"{release} in {found}. Build torchnpy for it: pip install --no-build-isolation" in said
+
+
+def test_a_torch_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    share = shutil.copytree(Path(torchnpy.__file__).parent / "share", tmp_path / "a/b/share")
+    done = configure(tmp_path / "build", f"{share}/cmake")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "expected torch's TorchConfig.cmake but found none; set CMAKE_PREFIX_PATH" in said
 
 
 def test_the_program_needs_no_python(program: Path) -> None:

@@ -74,7 +74,7 @@ def _load_libraries() -> ModuleType:
         sys.modules.pop("torchnpy._C", None)
         raise ImportError(
             f"torchnpy: expected {ops.parent} to load with torch {torch.__version__} but found: "
-            f"{error}; docs/install.md says what to do"
+            f"{error.__cause__ or error}; docs/install.md says what to do"  # torch wraps the reason
         ) from error
     return bindings
 
