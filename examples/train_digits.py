@@ -78,7 +78,7 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
         model_path, plot_path = args.output / "digit_reader.pt", args.output / "digits.png"
         with warnings.catch_warnings():  # TorchScript is deprecated, and still how C++ loads models
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", r".*torch\.jit\.")
             torch.jit.script(DigitReader(net).eval()).save(str(model_path))
             reader = torch.jit.load(str(model_path))
         print(f"[4/5] Saved a model that takes a URL and needs no Python: {model_path}")

@@ -884,7 +884,6 @@ def test_opcheck_passes_for_the_op(path: str) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_scripted_model_appends_each_time(path: str, tmp_path: Path) -> None:
     class Log(torch.nn.Module):
         def forward(self, path: str, x: torch.Tensor) -> torch.Tensor:

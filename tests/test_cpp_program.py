@@ -16,8 +16,6 @@ from support import ROOT, npy
 
 import torchnpy
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-
 
 class Double(torch.nn.Module):
     def forward(self, url: str) -> torch.Tensor:

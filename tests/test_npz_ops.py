@@ -15,8 +15,6 @@ from support import noise, npy, npz, ops_library, run_script, zipped
 
 import torchnpy as tnp
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-
 X, Y = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(5)
 ARRAYS = {"y": Y, "x": X, "big": noise(400, 1000)}
 SCHEMAS = [

@@ -70,7 +70,6 @@ class Saver(torch.nn.Module):
         return torch.ops.npy.load(self.url + "2") + 1
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_every_scripted_call_saves_and_then_loads(tmp_path: Path, is_frozen: bool) -> None:
     path = tmp_path / "x.npy"

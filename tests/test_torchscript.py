@@ -10,7 +10,6 @@ import torch
 from servers.http import ObjectServer, status
 from support import npy, ops_library, run_script
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 EXPECTED = torch.from_numpy(ARRAY)
 

@@ -88,6 +88,9 @@ void Reactor::start() {
     throw std::system_error(std::make_error_code(std::errc::not_enough_memory));
   }
   curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);  // where HTTP/2 is asked for
+#if LIBCURL_VERSION_NUM >= 0x081400  // whose resolver's threads are the multi handle's
+  curl_multi_setopt(multi_, CURLMOPT_QUICK_EXIT, 1L);  // as CURLOPT_QUICK_EXIT
+#endif
   // Signals are for the program's own threads; SIGPIPE would end it.
   sigset_t all;
   sigset_t before;

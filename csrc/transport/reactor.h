@@ -48,7 +48,8 @@ class Reactor {
     std::shared_ptr<const EngineSettings> settings;  // that `easy` is set up for
     const std::string* proxy = nullptr;              // of `settings`, likewise
     long buffer_nbytes = 0;
-    bool is_get = true;  // `easy` is set to plain GETs
+    bool is_get = true;       // `easy` is set to plain GETs
+    bool has_target = false;  // `easy` is set to a path as it was given
     std::string header_text;
     std::vector<curl_slist> headers;
     char detail[CURL_ERROR_SIZE] = {};

@@ -8,11 +8,13 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/text.h"
 #include "transport/http.h"
 #include "transport/reactor.h"
 
@@ -65,6 +67,17 @@ constexpr long kUploadBufferNbytes = 256 << 10;
 
 long to_ms(double seconds) { return static_cast<long>(std::clamp(seconds, 0.001, 1e6) * 1000); }
 
+// The path and query of a URL whose path has escapes in lower case, such as %2f; else "".
+std::string_view find_lower_target(std::string_view url) {
+  const size_t path = url.find('/', url.find("://") + 3);
+  if (path == std::string_view::npos) return {};
+  const std::string_view target = url.substr(path);
+  for (size_t at = target.find('%'); at != std::string_view::npos; at = target.find('%', at + 1)) {
+    if (std::ranges::any_of(target.substr(at + 1, 2), is_lower)) return target;
+  }
+  return {};
+}
+
 }  // namespace
 
 void initialise_curl() {
@@ -80,6 +93,7 @@ void Reactor::apply_settings(Slot& slot) {
   slot.proxy = nullptr;
   slot.buffer_nbytes = 0;
   slot.is_get = true;
+  slot.has_target = false;
   const EngineSettings& settings = *slot.settings;
   CURL* const easy = slot.easy;
   curl_easy_reset(easy);
@@ -162,6 +176,15 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   }
   curl_easy_setopt(slot.easy, CURLOPT_HTTPHEADER,
                    slot.headers.empty() ? nullptr : slot.headers.data());
+  // Newer releases of libcurl write escapes of the path in upper case, but what a URL names, and a
+  // signature that it carries, may be of the bytes that were given. A proxy wants the whole URL.
+  const bool is_direct = request.url.starts_with("https:") || proxy.empty();
+  const std::string_view target = is_direct ? find_lower_target(request.url) : "";
+  if (!target.empty() || slot.has_target) {
+    curl_easy_setopt(slot.easy, CURLOPT_REQUEST_TARGET,
+                     target.empty() ? nullptr : std::string(target).c_str());
+    slot.has_target = !target.empty();
+  }
   apply_method(slot, request);
   if (curl_easy_setopt(slot.easy, CURLOPT_URL, request.url.c_str()) != CURLE_OK) {
     throw TransportError("expected a URL that can be sent but found one that is too long");
