@@ -13,6 +13,8 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # So many processes share the files of the tests; 0: one, as pytest --pdb needs.
 PYTEST_JOBS ?= 3
+# Further arguments for tools/check_wheel, such as --smoke.
+CHECK_ARGS ?=
 # Releases of torch that `make wheel` builds for, and `make check-wheel` tries.
 TORCH ?= 2.13.0 2.14.1
 # What runs under AddressSanitizer with torch.
@@ -31,7 +33,7 @@ CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan soak fuzz bench wheel clean
+.PHONY: help demo test lint asan tsan soak fuzz bench wheel check-wheel clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
@@ -42,6 +44,7 @@ help:
 	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
 	@echo "make bench  the measurements against other libraries"
 	@echo "make wheel  a wheel for this Python and the releases of torch in TORCH, in dist/"
+	@echo "make check-wheel  the tests with that wheel, in a clean Debian; needs root"
 	@echo "make clean  removes what was built; .venv stays"
 
 demo: compile packages-demo
@@ -86,6 +89,10 @@ bench: compile packages-bench
 wheel: torch packages-wheel
 	@tools/system wheel
 	@.venv/bin/python tools/wheel --torch "$(TORCH)"
+
+check-wheel: venv
+	@tools/system check-wheel
+	@.venv/bin/python tools/check_wheel --torch "$(TORCH)" $(CHECK_ARGS)
 
 clean:
 	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share
