@@ -469,7 +469,7 @@ def test_a_forked_child_goes_on_by_itself(numbered: list[str]) -> None:
             if pid == 0:
                 sys.stdout.flush()
                 os._exit(7)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         """,
         *numbered,
     )
