@@ -29,7 +29,9 @@ BENCHMARKS ?= $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 STEP := tools/step
 PIP := .venv/bin/pip install --disable-pip-version-check
-CORE := CMakeLists.txt csrc/base csrc/format csrc/transport csrc/archive
+CORE := CMakeLists.txt cmake csrc/base csrc/format csrc/transport csrc/archive
+# For the shell: what is compiled depends on the release of torch.
+TORCH_VERSION := .venv/lib/python3*/site-packages/torch/version.py
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
@@ -121,7 +123,7 @@ packages-%: torch
 
 compile: torch
 	@$(STEP) compile "Compiling torchnpy (a few minutes the first time)" \
-	  --makes torchnpy/lib/libnpy_core.so .venv/.made csrc cmake CMakeLists.txt setup.py pyproject.toml -- \
+	  --makes torchnpy/lib/libnpy_core.so .venv/.made $(TORCH_VERSION) csrc cmake CMakeLists.txt setup.py pyproject.toml -- \
 	  $(PIP) -v --no-build-isolation --no-deps --editable .
 
 compile-tests: compile
@@ -132,7 +134,7 @@ compile-tests: compile
 compile-asan: torch
 	@$(STEP) compile-asan "Compiling torchnpy and the C++ tests with AddressSanitizer and UBSan" \
 	  --makes build/asan/site/torchnpy/lib/libnpy_core.so \
-	  .venv/.made csrc tests/cpp tests/fuzz cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
+	  .venv/.made $(TORCH_VERSION) csrc tests/cpp tests/fuzz cmake CMakeLists.txt $(wildcard torchnpy/*.py torchnpy/*/*.py) -- \
 	  bash -c '$(CMAKE) -B build/asan -DTORCHNPY_TESTS=ON -DTORCHNPY_SANITIZE=address,undefined \
 	      -DPython_EXECUTABLE=$$PWD/.venv/bin/python \
 	      -DCMAKE_PREFIX_PATH=$$(.venv/bin/python -c "import torch.utils as u; print(u.cmake_prefix_path)") && \

@@ -1,5 +1,5 @@
 # Finds torch, for our own build and for find_package(TorchNpy):
-#   torchnpy_find_torch(VARIABLE)         sets it to the folder of torch's include/ and lib/
+#   torchnpy_find_torch(VARIABLE)         sets it to the folder of torch's include/ and lib/, or ""
 #   torchnpy_read_version(ROOT VARIABLE)  sets it to the minor release of that torch, such as 2.13
 #   torchnpy_import_torch(NAME ROOT)      defines NAME::aten (ATen, TorchScript and c10) and
 #                                         NAME::torch_python (their bindings, for Python modules)
@@ -9,18 +9,22 @@
 # torch 2.7 use the compiler's default (_GLIBCXX_USE_CXX11_ABI=1).
 include_guard(GLOBAL)
 
+set(TORCHNPY_NO_TORCH "expected torch's TorchConfig.cmake but found none; set CMAKE_PREFIX_PATH to \
+what python -m torchnpy --cmake-prefix prints")
+
 # Looks at Torch_DIR, at CMAKE_PREFIX_PATH (torch.utils.cmake_prefix_path) and beside the package.
 function(torchnpy_find_torch variable)
   find_path(TORCHNPY_TORCH_CONFIG TorchConfig.cmake
             HINTS ${Torch_DIR}
-            PATHS ${CMAKE_PREFIX_PATH} ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../../../..
-            PATH_SUFFIXES Torch share/cmake/Torch torch/share/cmake/Torch NO_DEFAULT_PATH)
-  if(NOT TORCHNPY_TORCH_CONFIG)
-    message(FATAL_ERROR "expected torch's TorchConfig.cmake but found none; set CMAKE_PREFIX_PATH "
-                        "to what python -m torchnpy --cmake-prefix prints")
+            PATHS ${CMAKE_PREFIX_PATH} ENV CMAKE_PREFIX_PATH
+                  ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../../../..
+            PATH_SUFFIXES Torch share/cmake/Torch torch/share/cmake/Torch
+            NO_DEFAULT_PATH NO_CACHE)
+  set(root "")
+  if(TORCHNPY_TORCH_CONFIG)
+    get_filename_component(root ${TORCHNPY_TORCH_CONFIG}/../../.. ABSOLUTE)
   endif()
-  get_filename_component(root ${TORCHNPY_TORCH_CONFIG}/../../.. ABSOLUTE)
-  set(${variable} ${root} PARENT_SCOPE)
+  set(${variable} "${root}" PARENT_SCOPE)
 endfunction()
 
 function(torchnpy_read_version root variable)

@@ -42,7 +42,8 @@ function(torchnpy_add_pair root)
   torchnpy_unite(${bindings} "${PYTHON_SOURCES}" 9)
 
   foreach(target ${ops} ${bindings})
-    target_compile_options(${target} PRIVATE ${WARNINGS} ${NO_UBSAN})
+    target_compile_options(${target} PRIVATE ${WARNINGS} ${NO_UBSAN}
+                                             -ffile-prefix-map=${root}/=torch/)
     set_target_properties(${target} PROPERTIES
                           LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/torch-${version})
     install(TARGETS ${target} LIBRARY DESTINATION lib/torch-${version})

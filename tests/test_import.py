@@ -96,7 +96,7 @@ def test_the_public_names_have_docs() -> None:
 
 
 RELEASE = ".".join(torch.__version__.split(".")[:2])
-BUILD = "pip install --no-build-isolation --no-deps --force-reinstall ."
+BUILD = "pip install --no-deps --force-reinstall ."
 
 
 def import_error(folder: Path, libraries: dict[str, bytes]) -> str:

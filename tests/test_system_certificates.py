@@ -68,11 +68,12 @@ def test_an_authority_that_the_system_was_given_is_trusted(
     assert run_script(BARE + SYSTEM + LOAD, url, tmp_path) == f"{ARRAY.tolist()}\n"
 
 
+@pytest.mark.parametrize("folder", ["", 'os.mkdir("/etc/ssl/certs")\n'], ids=["none", "empty"])
 def test_certifi_is_trusted_where_the_system_has_no_certificates(
-    url: str, authority: trustme.CA, tmp_path: Path, bundle: Path
+    url: str, authority: trustme.CA, tmp_path: Path, bundle: Path, folder: str
 ) -> None:
     authority.cert_pem.write_to_path(str(bundle), append=True)
-    assert run_script(BARE + CERTIFI + LOAD, url, tmp_path) == f"{ARRAY.tolist()}\n"
+    assert run_script(BARE + folder + CERTIFI + LOAD, url, tmp_path) == f"{ARRAY.tolist()}\n"
 
 
 def test_an_authority_that_certifi_lacks_is_refused(

@@ -4,6 +4,7 @@
 and the bindings, which load with that release only.
 """
 
+import re
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["_C"]
 
 _LIB = Path(__file__).parent / "lib"
-_HOW_TO_BUILD = (
-    "pip install --no-build-isolation --no-deps --force-reinstall . (in torchnpy's source; "
-    "docs/install.md)"
-)
+_HOW_TO_BUILD = "pip install --no-deps --force-reinstall . (in torchnpy's source; docs/install.md)"
 
 
 def _find_pair() -> tuple[Path, Path]:
@@ -31,7 +29,7 @@ def _find_pair() -> tuple[Path, Path]:
     Raises:
         ImportError: The package holds none for this torch, or none for this Python.
     """
-    release = ".".join(str(torch.__version__).split(".")[:2])
+    release = re.match(r"\d+\.\d+|", torch.__version__)[0]  # also of 2.13rc1
     folder = _LIB / f"torch-{release}"
     if not folder.is_dir():
         held = sorted((path.name[6:] for path in _LIB.glob("torch-*")), key=_version_key)
@@ -84,9 +82,10 @@ def _trust_certifi() -> None:
     if not _C.ca_bundle():
         try:
             from certifi import where
-        except ImportError:
+
+            _C.set_fallback_ca_bundle(where())
+        except (ImportError, OSError):  # none, or one without its file
             return
-        _C.set_fallback_ca_bundle(where())
 
 
 if not TYPE_CHECKING:

@@ -30,6 +30,7 @@ Report: TypeAlias = dict[str, Any]
 _PIPE_CLOSED = 141
 _MIN_OPEN_FILES, _MIN_MAPS, _MIN_SHM_NBYTES = 4096, 65530, 1 << 30
 _METADATA_HOST = "169.254.169.254"
+_HOW_TO_BUILD = "pip install --no-deps --force-reinstall . (in torchnpy's source)"
 _PACKAGES = ("numpy", "boto3", "certifi", "click", "rich", "ray", "torchdata")
 # Their values are shown. Of any other variable of AWS only the name is.
 _SHOWN_VARIABLES = (
@@ -94,7 +95,8 @@ def _read_version() -> str | None:
 
 def _minor(version: str) -> str:
     """ "2.13" of "2.13.0+cpu"."""
-    return ".".join(version.split(".")[:2])
+    found = re.match(r"\d+\.\d+", version)
+    return found[0] if found else version
 
 
 def _collect_torch() -> Section:
@@ -288,13 +290,12 @@ def _advise_on_package(report: Report) -> Iterator[str]:
     elif minors and _minor(version) not in minors:
         yield (
             f"torchnpy: expected torch {' or '.join(minors)} but found {version}; install one of "
-            "those, or build from source for this one: pip install --no-build-isolation "
-            "--no-binary torchnpy torchnpy (in a clone: pip install --no-build-isolation .)"
+            f"those, or build for yours: {_HOW_TO_BUILD}"
         )
     elif package["import_error"]:
         yield (
             f"`import torchnpy` fails ({package['import_error']}); install it anew, or build it "
-            "from source: pip install --no-build-isolation . in a clone"
+            f"from source: {_HOW_TO_BUILD}"
         )
     if torch.get("is_conda"):
         yield (
@@ -312,12 +313,17 @@ def _advise_on_package(report: Report) -> Iterator[str]:
 
 def _advise_on_connections(report: Report) -> Iterator[str]:
     bundle, count = report["tls"]["ca_bundle"], report["tls"]["certificates"]
-    remedy = "install ca-certificates, or pip install certifi"
     if bundle == "":
-        yield f"expected certificates of authorities for HTTPS but found none; {remedy}"
+        yield (
+            "expected certificates of authorities for HTTPS but found none; install "
+            "ca-certificates, or pip install certifi"
+        )
     elif bundle and not count:
         found = "none in it" if count == 0 else "no file or folder that can be read"
-        yield f"{bundle}: expected certificates of authorities but found {found}; {remedy}"
+        yield (
+            f"{bundle}: expected certificates of authorities but found {found}; install "
+            "ca-certificates, or correct the variable that names it"
+        )
     proxies = {name.lower(): value for name, value in report["proxies"].items()}
     is_proxied = "http_proxy" in proxies or "all_proxy" in proxies
     exceptions = re.split(r"[\s,]+", proxies.get("no_proxy", ""))

@@ -5,9 +5,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <initializer_list>
 #include <string>
+#include <system_error>
 #include <utility>
+
+#include "base/text.h"
 
 namespace torchnpy {
 namespace {
@@ -33,6 +37,21 @@ bool exists(const std::string& path) {
   return stat(path.c_str(), &status) == 0;
 }
 
+// Whether OpenSSL finds certificates in the folder, by the hash of a name: 5ed36f99.0. Debian's
+// package openssl makes an empty one.
+bool has_certificates(const std::string& directory) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    constexpr size_t kHashNbytes = 8;
+    if (name.size() > kHashNbytes + 1 && name.find('.') == kHashNbytes &&
+        is_digit(name[kHashNbytes + 1])) {
+      return true;
+    }
+  }
+  return false;
+}
+
 CaBundle as_bundle(const std::string& path) {
   return is_directory(path) ? CaBundle{"", path} : CaBundle{path, ""};
 }
@@ -56,7 +75,7 @@ CaBundle find_ca_bundle(const ClientOptions& options) {
     if (exists(path)) return {path, ""};
   }
   for (const char* path : {"/etc/ssl/certs", "/etc/pki/tls/certs"}) {
-    if (is_directory(path)) return {"", path};
+    if (has_certificates(path)) return {"", path};
   }
   const std::string* const fallback = fallback_ca_bundle;
   return {fallback != nullptr ? *fallback : "", ""};
