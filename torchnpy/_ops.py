@@ -29,7 +29,7 @@ def _find_pair() -> tuple[Path, Path]:
     Raises:
         ImportError: The package holds none for this torch, or none for this Python.
     """
-    release = re.match(r"\d+\.\d+|", torch.__version__)[0]  # also of 2.13rc1
+    release = "".join(re.findall(r"^\d+\.\d+", torch.__version__))  # also of 2.13rc1
     folder = _LIB / f"torch-{release}"
     if not folder.is_dir():
         held = sorted((path.name[6:] for path in _LIB.glob("torch-*")), key=_version_key)
