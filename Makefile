@@ -16,7 +16,7 @@ PYTEST_JOBS ?= 3
 # Further arguments for tools/check_wheel, such as --smoke.
 CHECK_ARGS ?=
 # Releases of torch that `make wheel` builds for, and `make check-wheel` tries.
-TORCH ?= 2.13.0 2.14.1
+TORCH := 2.13.0 2.14.1
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
@@ -97,7 +97,7 @@ check-wheel: venv
 	@.venv/bin/python tools/check_wheel --torch "$(TORCH)" $(CHECK_ARGS)
 
 clean:
-	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share
+	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share torchnpy/_C*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find torchnpy tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -109,7 +109,8 @@ system:
 # The file .made tells later steps that theirs went with an earlier .venv.
 venv: system
 	@$(STEP) venv "Making the virtual environment .venv" --makes .venv/.made -- \
-	  bash -c '{ [ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv; } && date +%s%N >.venv/.made'
+	  bash -c 'version() { "$$1" -c "import sys; print(sys.version)" 2>&1; }; \
+	    { [ "$$(version .venv/bin/python)" = "$$(version $(PYTHON))" ] || $(PYTHON) -m venv --clear .venv; } && date +%s%N >.venv/.made'
 
 torch: venv
 	@$(STEP) torch "Installing PyTorch" .venv/.made -- \

@@ -25,7 +25,7 @@ def find_torches() -> list[Path]:
     """
     named = os.environ.get("TORCHNPY_TORCH")
     if named:
-        folders = [Path(folder).resolve() for folder in named.split(os.pathsep)]
+        folders = [Path(folder).resolve() for folder in named.split(os.pathsep) if folder]
     else:
         paths = sysconfig.get_paths()
         places = [*sys.path, paths["purelib"], paths["platlib"]]
@@ -34,8 +34,9 @@ def find_torches() -> list[Path]:
     for folder in folders:
         if not (folder / "share/cmake/Torch/TorchConfigVersion.cmake").is_file():
             raise SystemExit(
-                f"TORCHNPY_TORCH: expected folders of torch, as `import torch; print("
-                f"torch.__path__[0])` prints them, but found {folder}"
+                f"{folder}: expected a folder of torch, as TORCHNPY_TORCH names it, but found no "
+                "share/cmake/Torch/TorchConfigVersion.cmake; it is what `import torch; "
+                "print(*torch.__path__)` prints"
             )
     if not folders:
         raise SystemExit(

@@ -190,7 +190,7 @@ def _collect_system() -> Section:
     with contextlib.suppress(ValueError, OSError):  # another libc than glibc does not know it
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
     return {
-        "platform": platform.platform(),
+        "platform": " ".join(os.uname()[i] for i in (0, 2, 4)),
         "machine": platform.machine(),
         "libc": libc or "not glibc",
         "cpus": os.cpu_count(),

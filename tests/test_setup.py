@@ -1,0 +1,98 @@
+"""Which torch setup.py builds for. In CMake's place a program writes down its arguments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+from support import ROOT
+
+TORCH = Path(torch.__file__).parent
+CMAKE = """#!/bin/sh
+printf '%s\\n' "$@" >>"$CMAKE_LOG"
+"""
+# As pip's: the environment's packages are hidden, its interpreter runs.
+HIDE_PACKAGES = """
+import sys
+sys.path = [path for path in sys.path if not path.endswith("-packages")]
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "torchnpy" / "lib").mkdir(parents=True)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    program = tmp_path / "bin" / "cmake"
+    program.parent.mkdir()
+    program.write_text(CMAKE)
+    program.chmod(0o755)
+    return folder
+
+
+def build(
+    source: Path,
+    *,
+    isolated: bool = False,
+    torch_folders: str = "",
+    python: str = sys.executable,
+) -> tuple[str, list[str]]:
+    """(stderr where the build fails, the arguments of CMake)."""
+    log = source.parent / "cmake.log"
+    log.touch()
+    environment = {
+        "PATH": f"{source.parent / 'bin'}:{os.environ['PATH']}",
+        "CMAKE_LOG": str(log),
+        "TORCHNPY_TORCH": torch_folders,
+    }
+    if isolated:
+        overlay = source.parent / "overlay"
+        packages = Path(setuptools.__file__).parents[1]
+        for name in ("setuptools", "_distutils_hack"):
+            shutil.copytree(packages / name, overlay / name)
+        (overlay / "sitecustomize.py").write_text(HIDE_PACKAGES)
+        environment["PYTHONPATH"] = str(overlay)
+    command = [python, "setup.py", "-q", "build_ext"]
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+    return done.stderr if done.returncode else "", log.read_text().splitlines()
+
+
+@pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
+def test_the_torch_of_the_environment_is_built_for(source: Path, isolated: bool) -> None:
+    error, arguments = build(source, isolated=isolated)
+    assert error == ""
+    assert f"-DTORCHNPY_TORCH={TORCH}" in arguments
+    assert f"-DPython_EXECUTABLE={sys.executable}" in arguments
+
+
+def test_a_named_torch_is_built_for(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "torch"
+    config = other / "share/cmake/Torch/TorchConfigVersion.cmake"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    error, arguments = build(source, torch_folders=f"{other}:{TORCH}:")
+    assert error == ""
+    assert f"-DTORCHNPY_TORCH={other};{TORCH}" in arguments
+
+
+def test_a_named_folder_without_torch_is_refused(source: Path, tmp_path: Path) -> None:
+    error, arguments = build(source, torch_folders=str(tmp_path))
+    assert f"{tmp_path}: expected a folder of torch, as TORCHNPY_TORCH names it, but found" in error
+    assert arguments == []
+
+
+def test_a_python_without_torch_is_told_what_to_do(source: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = str(tmp_path / "venv/bin/python")
+    error, arguments = build(source, isolated=True, python=python)
+    assert f"torchnpy: expected torch beside {python} but found none; install torch" in error
+    assert "name its folder in TORCHNPY_TORCH" in error
+    assert arguments == []
