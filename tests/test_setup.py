@@ -96,3 +96,27 @@ def test_a_python_without_torch_is_told_what_to_do(source: Path, tmp_path: Path)
     assert f"torchnpy: expected torch beside {python} but found none; install torch" in error
     assert "name its folder in TORCHNPY_TORCH" in error
     assert arguments == []
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        ("2.8.1", "expected torch 2.9 or newer but found 2.8"),
+        ("unknown", "expected torch's version but found 'unknown'"),
+    ],
+)
+def test_a_torch_that_cannot_be_built_for_is_named(
+    tmp_path: Path, version: str, found: str
+) -> None:
+    config = tmp_path / "torch/share/cmake/Torch/TorchConfigVersion.cmake"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'set(PACKAGE_VERSION "{version}")\n')
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(one_pair LANGUAGES NONE)\n"
+        f"include({ROOT}/cmake/TorchLibraries.cmake)\ninclude({ROOT}/cmake/TorchPair.cmake)\n"
+        f"torchnpy_add_pair({tmp_path}/torch)\n"
+    )
+    command = ["cmake", "-S", str(tmp_path), "-B", str(tmp_path / "build")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{tmp_path}/torch: {found}" in " ".join(done.stderr.split())
