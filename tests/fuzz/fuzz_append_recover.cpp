@@ -90,7 +90,7 @@ void check_appends(Disk& disk) {
   options.open = open_in(disk);
   try {
     Appender appender("x.npy", options);
-    const RowLayout& layout = *appender.layout();
+    const AppendLayout& layout = *appender.layout();
     if (layout.nbytes > kMaxFileNbytes) return;
     const std::string row(layout.nbytes, '\1');
     appender.append_rows(as_bytes(row), 1);
