@@ -133,12 +133,25 @@ def test_of_torch_only_what_compiling_needs_is_unpacked(tool: ModuleType, tmp_pa
     assert unpacked == needed
 
 
+LIBRARIES = [
+    "libnpy_core.so",
+    *(f"torch-{minor}/libtorchnpy.so" for minor in ("2.13", "2.14")),
+    *(f"torch-{minor}/_C.cpython-311-x86_64-linux-gnu.so" for minor in ("2.13", "2.14")),
+]
+
+
 def test_wheel_with_the_ops_of_each_torch_passes(tool: ModuleType, tmp_path: Path) -> None:
-    ops = [f"torchnpy/lib/torch-{minor}/libtorchnpy.so" for minor in ("2.13", "2.14")]
-    tool.check(
-        zip_of(tmp_path / "a.whl", "torchnpy/lib/libnpy_core.so", *ops),
-        {"2.13", "2.14"},
-    )
+    wheel = zip_of(tmp_path / "a.whl", *(f"torchnpy/lib/{name}" for name in LIBRARIES))
+    tool.check(wheel, {"2.13", "2.14"})
+
+
+@pytest.mark.parametrize("missing", LIBRARIES)
+def test_library_that_the_wheel_lacks_is_named(
+    tool: ModuleType, tmp_path: Path, missing: str
+) -> None:
+    names = [f"torchnpy/lib/{name}" for name in LIBRARIES if name != missing]
+    with pytest.raises(SystemExit, match=f"expected {missing.split('.cpython')[0]} but found only"):
+        tool.check(zip_of(tmp_path / "a.whl", *names), {"2.13", "2.14"})
 
 
 def test_library_of_the_system_in_the_wheel_is_named(tool: ModuleType, tmp_path: Path) -> None:
