@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
 import io
 import itertools
 import json
@@ -20,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,6 +37,17 @@ ROOT = TESTS.parent
 def ops_library() -> str:
     """The library of the ops for the torch that is imported."""
     return next(name for name in torch.ops.loaded_libraries if name.endswith("libtorchnpy.so"))
+
+
+def load_tool(name: str) -> ModuleType:
+    """The program tools/NAME, as a module."""
+    loader = importlib.machinery.SourceFileLoader(f"{name}_tool", str(ROOT / "tools" / name))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # where dataclasses look up the annotations
+    loader.exec_module(module)
+    return module
 
 
 def npy(array: Any) -> bytes:

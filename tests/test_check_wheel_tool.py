@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from support import ROOT, load_tool
 
-ROOT = Path(__file__).parents[1]
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.test_tls" name="a" />
 <testcase classname="tests.test_tls" name="b"><failure message="x" /></testcase>
@@ -24,13 +21,7 @@ REPORT = """<testsuites><testsuite>
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("check_wheel", str(ROOT / "tools/check_wheel"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # where dataclasses look up the annotations
-    loader.exec_module(module)
-    return module
+    return load_tool("check_wheel")
 
 
 def row(**changes: Any) -> dict[str, Any]:

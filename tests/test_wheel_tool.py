@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support import ROOT, load_tool
 
-ROOT = Path(__file__).parents[1]
 METADATA = """Metadata-Version: 2.4
 Name: torchnpy
 Version: 0.1.0
@@ -30,13 +28,7 @@ TAGS = (
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("wheel_tool", str(ROOT / "tools" / "wheel"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # where dataclasses look up the annotations
-    loader.exec_module(module)
-    return module
+    return load_tool("wheel")
 
 
 def zip_of(path: Path, *names: str) -> Path:

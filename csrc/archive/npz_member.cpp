@@ -17,7 +17,7 @@ namespace {
 // What local headers may have beyond what the directory tells: numpy writes 20 bytes, writers
 // that align data up to 64 or so. Longer ones take another read.
 constexpr uint64_t kLikelyExtraNbytes = 96;
-// Of a member whose header is wanted: the longest.
+// The longest header of a member, where a usual read did not hold it.
 constexpr uint64_t kLongHeaderReadNbytes = 2 * kMaxHeaderNbytes;
 
 }  // namespace
