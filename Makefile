@@ -13,7 +13,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # So many processes share the files of the tests; 0: one, as pytest --pdb needs.
 PYTEST_JOBS ?= 3
-# Further arguments for tools/check_wheel, such as --smoke.
+# Further arguments for tools/check_wheel, such as --smoke; or the systems of tools/check_source.
 CHECK_ARGS ?=
 # Releases of torch that `make wheel` builds for, and `make check-wheel` tries.
 TORCH := 2.13.0 2.14.1
@@ -35,7 +35,7 @@ TORCH_VERSION := .venv/lib/python3*/site-packages/torch/version.py
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan soak fuzz bench wheel check-wheel clean
+.PHONY: help demo test lint asan tsan soak fuzz bench wheel check-wheel check-source clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench  the measurements against other libraries"
 	@echo "make wheel  a wheel for this Python and the releases of torch in TORCH, in dist/"
 	@echo "make check-wheel  the tests with that wheel, in a clean Debian; needs root"
+	@echo "make check-source  builds and C++ tests in clean systems, and for aarch64; needs root"
 	@echo "make clean  removes what was built; .venv stays"
 
 demo: compile packages-demo
@@ -95,6 +96,10 @@ wheel: torch packages-wheel
 check-wheel: venv
 	@tools/system check-wheel
 	@.venv/bin/python tools/check_wheel --torch "$(TORCH)" $(CHECK_ARGS)
+
+check-source: venv
+	@tools/system check-source
+	@.venv/bin/python tools/check_source $(CHECK_ARGS)
 
 clean:
 	rm -rf build dist torchnpy.egg-info torchnpy/lib torchnpy/include torchnpy/share torchnpy/_C*.so

@@ -40,7 +40,11 @@ def ops_library() -> str:
 
 
 def load_tool(name: str) -> ModuleType:
-    """The program tools/NAME, as a module."""
+    """The program tools/NAME, or the module NAME.py there, as a module."""
+    if str(ROOT / "tools") not in sys.path:
+        sys.path.append(str(ROOT / "tools"))  # where it finds the modules beside it
+    if (ROOT / "tools" / f"{name}.py").exists():
+        return importlib.import_module(name)
     loader = importlib.machinery.SourceFileLoader(f"{name}_tool", str(ROOT / "tools" / name))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None

@@ -41,23 +41,6 @@ def row(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_whoever_is_not_root_learns_it(tool: ModuleType) -> None:
-    tool.require_root(0)
-    with pytest.raises(SystemExit, match=r"^expected root but found uid 1000; run with sudo$"):
-        tool.require_root(1000)
-
-
-def test_no_wheel_and_two_wheels_are_refused(tool: ModuleType, tmp_path: Path) -> None:
-    message = r"expected one \*\.whl but found {}; make wheel makes it"
-    with pytest.raises(SystemExit, match=message.format(0)):
-        tool.only_wheel(tmp_path, "*.whl")
-    (tmp_path / "a.whl").touch()
-    assert tool.only_wheel(tmp_path, "*.whl") == tmp_path / "a.whl"
-    (tmp_path / "b.whl").touch()
-    with pytest.raises(SystemExit, match=message.format(2)):
-        tool.only_wheel(tmp_path, "*.whl")
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -88,7 +71,7 @@ def test_a_system_that_has_a_library_of_the_wheel_is_refused(
 def test_the_python_of_another_release_is_refused(tool: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "usr" / "lib").mkdir(parents=True)
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "debian_version").write_text("12.12\n")
+    (tmp_path / "etc" / "os-release").write_text('NAME="Debian GNU/Linux"\nVERSION_ID="12"\n')
     python = tool.Interpreter("/usr/bin/python3", "3.13.5", Path("/usr"))
     with pytest.raises(
         SystemExit,
@@ -113,7 +96,7 @@ def test_a_new_row_replaces_that_of_the_same_combination(tool: ModuleType) -> No
 
 def test_the_table_has_a_line_for_each_row(tool: ModuleType, monkeypatch: Any) -> None:
     monkeypatch.setattr(tool, "PARTS", {"TLS": (), "C++ program": ()})
-    table = tool.format_table([row(failed=2)])
+    table = tool.describe([row(failed=2)])
     assert table.removesuffix(tool.LEGEND) == (
         "| System | Python | torch | Tests | Passed | TLS | C++ program | Date |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
@@ -122,17 +105,10 @@ def test_the_table_has_a_line_for_each_row(tool: ModuleType, monkeypatch: Any) -
     )
 
 
-def test_the_table_replaces_what_stands_between_its_comments(tool: ModuleType) -> None:
-    text = "a\n<!-- tested -->\nold\n<!-- /tested -->\nb\n"
-    assert tool.replace_table(text, "new\n") == text.replace("old", "new")
-    with pytest.raises(SystemExit, match=r"expected the comments <!-- tested --> and <!-- /tes"):
-        tool.replace_table("a <!-- tested -->\n", "new\n")
-
-
 def test_the_documented_table_is_that_of_the_results(tool: ModuleType) -> None:
     text = (ROOT / "docs" / "install.md").read_text()
     rows = json.loads((ROOT / "docs" / "tested.json").read_text())
-    assert tool.replace_table(text, tool.format_table(rows)) == text
+    assert tool.replace_table(text, "tested", tool.describe(rows)) == text
 
 
 def test_the_files_of_the_smoke_suite_and_of_the_parts_exist(tool: ModuleType) -> None:

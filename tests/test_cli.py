@@ -459,7 +459,8 @@ def test_ctrl_c_ends_quietly(server: ObjectServer) -> None:
     url = server.put("/x.npy", npy(np.zeros(100_000)))
     server.always("/x.npy", cut(10, "stall"))
     with start_script(RUN, "verify", url) as script:
-        assert interrupt(script, server) == (130, "", "")
+        ended = interrupt(script, server)
+    assert ended == (130, "", ""), ended[2]
     assert server.dropped.wait(5)
 
 

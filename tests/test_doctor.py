@@ -353,13 +353,13 @@ def test_script_reports_why_the_package_cannot_be_imported(alone: Path) -> None:
 
 
 def test_advice_on_a_torch_that_the_package_is_not_built_for(alone: Path) -> None:
-    for minor in ("2.14", "2.100", "2.9"):
+    for minor in ("3.14", "3.100", "3.9"):
         (alone.parent / f"lib/torch-{minor}").mkdir(parents=True)
     (alone.parent / "lib/libnpy_core.so").touch()
     found = json.loads(run_alone(alone)[1])
-    assert found["torchnpy"]["torch_minors"] == ["2.9", "2.14", "2.100"]
+    assert found["torchnpy"]["torch_minors"] == ["3.9", "3.14", "3.100"]
     line = advice_on("build for yours", found)
-    assert f"expected torch 2.9 or 2.14 or 2.100 but found {torch.__version__}" in line
+    assert f"expected torch 3.9 or 3.14 or 3.100 but found {torch.__version__}" in line
     assert "pip install --no-deps --force-reinstall ." in line
 
 

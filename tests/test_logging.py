@@ -210,7 +210,7 @@ def test_a_handler_may_load(server: ObjectServer, log: pytest.LogCaptureFixture)
     try:
         client = tnp.Client()
         threads = [
-            threading.Thread(target=lambda: [tnp.load(url, client=client) for _ in range(20)])
+            threading.Thread(target=lambda: [tnp.load(url, client=client) for _ in range(10)])
             for _ in range(4)
         ]
         for thread in threads:
@@ -220,8 +220,8 @@ def test_a_handler_may_load(server: ObjectServer, log: pytest.LogCaptureFixture)
         assert not any(thread.is_alive() for thread in threads)
     finally:
         logger.removeHandler(handler)
-    assert len(server.requests_for("/x.npy")) + client.metrics()["reads_shared"] == 80
-    assert handler.count >= 80
+    assert len(server.requests_for("/x.npy")) + client.metrics()["reads_shared"] == 40
+    assert handler.count >= 40
 
 
 def test_a_handler_that_fails_leaves_the_load_alone(
@@ -324,8 +324,9 @@ def test_basic_config_writes_lines_also_of_scripted_models(
     url = server.put("/x.npy", npy(ARRAY))
     run_script(
         """
-        import logging, sys, torch, torchnpy
+        import logging, sys, torch, torchnpy, warnings
         logging.basicConfig(filename=sys.argv[2], level=logging.DEBUG, format="%(message)s")
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 deprecates TorchScript
 
         @torch.jit.script
         def read(url: str):

@@ -115,8 +115,12 @@ void Reactor::apply_settings(Slot& slot) {
   set(CURLOPT_OPENSOCKETDATA, &slot.opened_sockets);
   set(CURLOPT_CLOSESOCKETFUNCTION, &close_socket);
   set(CURLOPT_NOSIGNAL, 1L);
+#if LIBCURL_VERSION_NUM >= 0x075700  // 7.87
   set(CURLOPT_QUICK_EXIT, 1L);  // or cancelling waits for a name server that never answers
   set(CURLOPT_PROTOCOLS_STR, "http,https");
+#else
+  set(CURLOPT_PROTOCOLS, static_cast<long>(CURLPROTO_HTTP | CURLPROTO_HTTPS));
+#endif
   set(CURLOPT_FOLLOWLOCATION, 0L);  // libcurl would carry signed headers to the new host
   set(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
   set(CURLOPT_PATH_AS_IS, 1L);  // "a/../b" is a key of its own
