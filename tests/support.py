@@ -177,7 +177,10 @@ _script_numbers = itertools.count()
 def script_environment() -> dict[str, str]:
     """In which a script imports what the tests import, and from the same place."""
     package = Path(torchnpy.__file__).parents[1]
-    return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{package}"}
+    # From 3.12 on Python warns of what the tests of forks are for.
+    warning = "ignore:This process:DeprecationWarning"
+    path = f"{TESTS}{os.pathsep}{package}"
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": warning}
 
 
 def _write_script(code: str) -> Path:
