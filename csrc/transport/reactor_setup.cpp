@@ -116,7 +116,8 @@ void Reactor::apply_settings(Slot& slot) {
   set(CURLOPT_CLOSESOCKETFUNCTION, &close_socket);
   set(CURLOPT_NOSIGNAL, 1L);
 #if LIBCURL_VERSION_NUM >= 0x075700  // 7.87
-  set(CURLOPT_QUICK_EXIT, 1L);  // or cancelling waits for a name server that never answers
+  // Or cancelling waits for a name server that never answers.
+  set(CURLOPT_QUICK_EXIT, 1L);
   set(CURLOPT_PROTOCOLS_STR, "http,https");
 #else
   set(CURLOPT_PROTOCOLS, static_cast<long>(CURLPROTO_HTTP | CURLPROTO_HTTPS));
