@@ -131,7 +131,7 @@ class ObjectServer:
         self._always[path] = fault
 
     def hold_until(self, count: int) -> None:
-        """Answers wait until `count` requests are here at once (or 5 s, then all go)."""
+        """Answers wait until `count` requests are here at once (or 20 s, then all go)."""
         self._gate = count
 
     def release(self) -> None:
@@ -267,7 +267,7 @@ class ObjectServer:
             self.max_concurrent = max(self.max_concurrent, self._concurrent)
             self._changed.notify_all()
             if self._gate:
-                self._changed.wait_for(lambda: self.max_concurrent >= self._gate, timeout=5)
+                self._changed.wait_for(lambda: self.max_concurrent >= self._gate, timeout=20)
             fault = self._next_fault(request)
         try:
             if self.latency_s:
