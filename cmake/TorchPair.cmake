@@ -19,18 +19,11 @@ function(torchnpy_add_pair root)
     set(NO_UBSAN -fno-sanitize=undefined)
   endif()
 
-  # libtorchnpy.so: the ops.
   set(ops torchnpy-${version})
-  add_library(${ops} SHARED ${TORCH_SOURCES})
-  torchnpy_export(${ops})
-  target_link_libraries(${ops} PUBLIC npy_core torch-${version}::aten)
-  target_compile_definitions(${ops} PRIVATE FMT_HEADER_ONLY)  # torch's own fmt comes first here
-  set_target_properties(${ops} PROPERTIES OUTPUT_NAME torchnpy
-                        INSTALL_RPATH "$ORIGIN/..:$ORIGIN/../../../torch/lib")
+  set(bindings _C-${version})
 
   # _C: the bindings. Torch's own pybind11 comes before any other, because exception translators
   # are shared only between equal versions.
-  set(bindings _C-${version})
   Python_add_library(${bindings} MODULE WITH_SOABI ${PYTHON_SOURCES})
   target_include_directories(${bindings} SYSTEM BEFORE PRIVATE ${root}/include)
   target_link_libraries(${bindings} PRIVATE ${ops} torch-${version}::torch_python
@@ -38,8 +31,16 @@ function(torchnpy_add_pair root)
   set_target_properties(${bindings} PROPERTIES OUTPUT_NAME _C BUILD_WITH_INSTALL_RPATH ON
                         INSTALL_RPATH "$ORIGIN:$ORIGIN/..:$ORIGIN/../../../torch/lib")
 
-  torchnpy_unite(${ops} "${TORCH_SOURCES}" 5)
-  torchnpy_unite(${bindings} "${PYTHON_SOURCES}" 9)
+  # libtorchnpy.so: the ops.
+  add_library(${ops} SHARED ${TORCH_SOURCES})
+  torchnpy_export(${ops})
+  target_link_libraries(${ops} PUBLIC npy_core torch-${version}::aten)
+  target_compile_definitions(${ops} PRIVATE FMT_HEADER_ONLY)  # torch's own fmt comes first here
+  set_target_properties(${ops} PROPERTIES OUTPUT_NAME torchnpy
+                        INSTALL_RPATH "$ORIGIN/..:$ORIGIN/../../../torch/lib")
+
+  torchnpy_unite(${ops} "${TORCH_SOURCES}" 20)
+  torchnpy_unite(${bindings} "${PYTHON_SOURCES}" 20)
 
   foreach(target ${ops} ${bindings})
     target_compile_options(${target} PRIVATE ${WARNINGS} ${NO_UBSAN}
