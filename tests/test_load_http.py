@@ -147,6 +147,15 @@ def test_urls_go_out_as_they_are_given(server: ObjectServer, target: str) -> Non
     assert server.requests[0].target == target
 
 
+@pytest.mark.parametrize("target", ["/a%2fé.npy", "/a%2Fé.npy", "/é.npy?x=%2f", "/é.npy"])
+def test_bytes_beyond_ascii_go_out_escaped(server: ObjectServer, target: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        tnp.load(server.url + target)
+    sent = server.requests[0].target
+    assert sent.lower() == target.replace("é", "%c3%a9").lower()
+    assert ("%2f" in sent) == ("%2f" in target)
+
+
 def test_dot_segments_name_their_own_object(server: ObjectServer) -> None:
     server.put("/b.npy", npy(np.zeros(1)))
     url = server.url + "/a/../b.npy"

@@ -1,10 +1,12 @@
 // How libcurl is set up: for a process, for the requests of a client, for one request.
+#include <fmt/format.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <string>
@@ -67,15 +69,24 @@ constexpr long kUploadBufferNbytes = 256 << 10;
 
 long to_ms(double seconds) { return static_cast<long>(std::clamp(seconds, 0.001, 1e6) * 1000); }
 
-// The path and query of a URL whose path has escapes in lower case, such as %2f; else "".
-std::string_view find_lower_target(std::string_view url) {
+// The path and query of a URL with escapes in lower case, such as %2f; else "". A request has no
+// bytes beyond ASCII: they are escaped, as libcurl does.
+std::string find_lower_target(std::string_view url) {
   const size_t path = url.find('/', url.find("://") + 3);
   if (path == std::string_view::npos) return {};
   const std::string_view target = url.substr(path);
-  for (size_t at = target.find('%'); at != std::string_view::npos; at = target.find('%', at + 1)) {
-    if (std::ranges::any_of(target.substr(at + 1, 2), is_lower)) return target;
+  bool has_lower = false;
+  std::string escaped;
+  for (size_t at = 0; at < target.size(); ++at) {
+    const auto byte = static_cast<unsigned char>(target[at]);
+    if (byte == '%') has_lower |= std::ranges::any_of(target.substr(at + 1, 2), is_lower);
+    if (byte < 0x80) {
+      escaped += target[at];
+    } else {
+      fmt::format_to(std::back_inserter(escaped), "%{:02x}", byte);
+    }
   }
-  return {};
+  return has_lower ? escaped : "";
 }
 
 }  // namespace
@@ -184,10 +195,9 @@ void Reactor::apply_request(Slot& slot, const HttpRequest& request) {
   // Newer releases of libcurl write escapes of the path in upper case, but what a URL names, and a
   // signature that it carries, may be of the bytes that were given. A proxy wants the whole URL.
   const bool is_direct = request.url.starts_with("https:") || proxy.empty();
-  const std::string_view target = is_direct ? find_lower_target(request.url) : "";
+  const std::string target = is_direct ? find_lower_target(request.url) : "";
   if (!target.empty() || slot.has_target) {
-    curl_easy_setopt(slot.easy, CURLOPT_REQUEST_TARGET,
-                     target.empty() ? nullptr : std::string(target).c_str());
+    curl_easy_setopt(slot.easy, CURLOPT_REQUEST_TARGET, target.empty() ? nullptr : target.c_str());
     slot.has_target = !target.empty();
   }
   apply_method(slot, request);
