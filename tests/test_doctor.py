@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
 import resource
@@ -144,6 +146,14 @@ def test_nobody_who_reads_is_no_traceback() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=PACKAGE.parent)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "torchnpy", "doctor"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=PACKAGE.parent)
+    message = b"torchnpy doctor: [Errno 28] No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
 # What it tells
@@ -328,12 +338,13 @@ def alone(tmp_path: Path) -> Path:
     (package / "__init__.py").write_text(
         '__version__ = "9.8.7"\nraise ImportError("libtorchnpy.so: undefined symbol: x")\n'
     )
+    shutil.copy(PACKAGE / "_aws.py", package)
     return Path(shutil.copy(PACKAGE / "doctor.py", package))
 
 
-def run_alone(script: Path, *options: str) -> tuple[int, str, str]:
+def run_alone(script: Path, *options: str, **environment: str) -> tuple[int, str, str]:
     command = [sys.executable, *options, str(script), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -361,6 +372,30 @@ def test_advice_on_a_torch_that_the_package_is_not_built_for(alone: Path) -> Non
     line = advice_on("build for yours", found)
     assert f"expected torch 3.9 or 3.14 or 3.100 but found {torch.__version__}" in line
     assert "pip install --no-deps --force-reinstall ." in line
+
+
+def test_credentials_are_found_where_the_package_cannot_be_imported(alone: Path) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+    _, out, _ = run_alone(alone, **keys)
+    found = json.loads(out)
+    assert found["torchnpy"]["import_error"]
+    assert "AWS_ACCESS_KEY_ID" in found["s3"]["credentials"]
+    assert "s3cret" not in out
+
+
+def test_advice_on_what_an_uninstalled_torch_left(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "left" / "torch" / "lib").mkdir(parents=True)
+    status, out, err = run_alone(alone, "-S", PYTHONPATH=str(tmp_path / "left"))
+    assert (status, err) == (1, "")
+    found = json.loads(out)
+    assert found["torch"]["version"] is None
+    assert "install torch 2.9 or newer" in advice_on("`import torch` fails", found)
+
+
+def test_report_goes_to_text_in_memory() -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert doctor.main([]) == 0
+    assert printed.getvalue().startswith("torchnpy\n")
 
 
 def test_advice_on_a_missing_torch(alone: Path) -> None:

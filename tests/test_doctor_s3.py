@@ -191,6 +191,10 @@ def test_ways_of_a_profile_that_need_boto3_are_named(
     [
         ({"AWS_ACCESS_KEY_ID": "x"}, "but AWS_SECRET_ACCESS_KEY is not; set both"),
         ({"AWS_PROFILE": "lab"}, "AWS_PROFILE: expected a profile of /dev/null or /dev/null but "),
+        (
+            {"AWS_DEFAULT_PROFILE": "lab"},
+            "AWS_DEFAULT_PROFILE: expected a profile of /dev/null or ",
+        ),
         ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/none"}, "found none at /none; mount it"),
         ({"AWS_CONFIG_FILE": "/"}, "/: expected a readable file but found: Is a directory"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,6 +134,20 @@ def test_a_package_that_was_not_built_says_so(tmp_path: Path) -> None:
     lib = tmp_path / "torchnpy" / "lib"
     assert found.startswith(
         f"torchnpy: expected libraries in {lib} but found none; build them: {BUILD}"
+    )
+
+
+def test_what_an_uninstalled_torch_left_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "torch"
+    (folder / "lib").mkdir(parents=True)
+    package = shutil.copytree(PACKAGE, tmp_path / "torchnpy", ignore=shutil.ignore_patterns("lib"))
+    script = "import sys, torch; sys.path.insert(0, sys.argv[1]); import torchnpy"
+    command = [sys.executable, "-S", "-c", script, Path(package).parent]
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: torchnpy: expected torch but found only a folder of its name, {folder}, "
+        "as an uninstallation leaves; remove the folder and install torch"
     )
 
 

@@ -30,7 +30,8 @@ class AwsSettings:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        wanted = _env("AWS_PROFILE") or _env("AWS_DEFAULT_PROFILE")
+        variable = "AWS_PROFILE" if _env("AWS_PROFILE") else "AWS_DEFAULT_PROFILE"
+        wanted = _env(variable)
         self.profile = wanted or "default"
         self.credentials_path, credentials = self._read(
             "AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"
@@ -40,7 +41,7 @@ class AwsSettings:
         profiles |= _sections_of_kind(config, "profile")
         if wanted and wanted not in profiles and wanted not in credentials:
             self.problems.append(
-                f"AWS_PROFILE: expected a profile of {self.config_path} or {self.credentials_path} "
+                f"{variable}: expected a profile of {self.config_path} or {self.credentials_path} "
                 f'but found "{wanted}"; add it there, or name one that is there'
             )
         self.credentials = credentials.get(self.profile, {})

@@ -29,6 +29,11 @@ def _find_pair() -> tuple[Path, Path]:
     Raises:
         ImportError: The package holds none for this torch, or none for this Python.
     """
+    if not hasattr(torch, "__version__"):
+        raise ImportError(
+            f"torchnpy: expected torch but found only a folder of its name, {torch.__path__[0]}, "
+            "as an uninstallation leaves; remove the folder and install torch"
+        )
     release = "".join(re.findall(r"^\d+\.\d+", torch.__version__))  # also of 2.13rc1
     folder = _LIB / f"torch-{release}"
     if not folder.is_dir():

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import resource
+import runpy
 import shutil
 import sys
 import tempfile
@@ -102,7 +103,9 @@ def _minor(version: str) -> str:
 def _collect_torch() -> Section:
     try:
         import torch
-    except Exception as error:
+
+        version, folder = str(torch.__version__), Path(str(torch.__file__)).parent
+    except Exception as error:  # also of a folder that an uninstallation left
         return {"version": None, "import_error": _describe(error)}
     builds = {name: getattr(torch.version, name, None) for name in ("cuda", "hip", "xpu")}
     accelerator = "none"
@@ -113,8 +116,8 @@ def _collect_torch() -> Section:
     except Exception as error:
         accelerator = _describe(error)
     return {
-        "version": str(torch.__version__),
-        "path": str(Path(torch.__file__).parent),
+        "version": version,
+        "path": str(folder),
         "build": ", ".join(f"{name} {value}" for name, value in builds.items() if value) or "cpu",
         "accelerator": accelerator,
         "is_conda": any(Path(sys.prefix, "conda-meta").glob("pytorch-[0-9]*.json")),
@@ -265,11 +268,8 @@ def _collect_environment() -> Section:
 
 
 def _collect_s3() -> Section:
-    try:
-        from torchnpy._aws import AwsSettings
-    except Exception:
-        return {"credentials": None, "problems": []}
-    settings = AwsSettings()
+    # Not by its name, which imports the package: that may be what fails.
+    settings = runpy.run_path(str(_package_folder() / "_aws.py"))["AwsSettings"]()
     return {
         "credentials": settings.find_credentials(),
         "profile": settings.profile,
@@ -458,7 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report; ``--json``: as one JSON object.
 
     Returns:
-        The exit status: 0; 1, ``import torchnpy`` fails; 2, the arguments are wrong; 141, nobody
+        The exit status: 0; 1, ``import torchnpy`` or printing fails; 2, the arguments are wrong; 141, nobody
         reads what is printed.
     """
     parser = _Parser("torchnpy doctor", description="What a bug report needs to know, and advice.")
@@ -471,12 +471,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")  # of torch, about drivers and numpy
         report = collect()
     text = json.dumps(report) if wanted.json else format_report(report)
+    encoding = sys.stdout.encoding or "utf-8"  # what collects text in memory has none
     try:
-        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding))
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return _PIPE_CLOSED
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        sys.stderr.write(f"torchnpy doctor: {error}\n")
+        return 1
     return 1 if report["torchnpy"]["import_error"] else 0
 
 
