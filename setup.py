@@ -1,5 +1,6 @@
 """Builds the C++ libraries with CMake into the package; the metadata is in pyproject.toml."""
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -40,8 +41,8 @@ def find_torches() -> list[Path]:
             )
     if not folders:
         raise SystemExit(
-            f"torchnpy: expected torch beside {sys.executable} but found none; install torch, "
-            "then build with --no-build-isolation, or name its folder in TORCHNPY_TORCH"
+            f"torchnpy: expected torch beside {sys.executable} but found none; install it there "
+            "and build again, or name its folder in TORCHNPY_TORCH"
         )
     return folders
 
@@ -57,10 +58,17 @@ class CMakeBuild(build_ext):
         in_source = self.inplace or self.editable_mode
         package = (SOURCE if in_source else Path(self.build_lib).resolve()) / "torchnpy"
         torches = find_torches()
-        self._forget_other_python()
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with open(BUILD / "lock", "w") as lock:  # of builds of one clone at once
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._build(package, torches)
+
+    def _build(self, package: Path, torches: list[Path]) -> None:
+        generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+        self._forget_other_builds(*generator)
         self._cmake(
             *("-S", str(SOURCE), "-B", str(BUILD)),
-            *(("-G", "Ninja") if shutil.which("ninja") else ()),
+            *generator,
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCHNPY_TORCH={';'.join(map(str, torches))}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
@@ -80,13 +88,13 @@ class CMakeBuild(build_ext):
         return []
 
     @staticmethod
-    def _forget_other_python() -> None:
-        """What CMake cached of another interpreter is void."""
+    def _forget_other_builds(*generator: str) -> None:
+        """What CMake cached for another interpreter or generator is void."""
         built_with = BUILD / "built_with.txt"
-        this = f"{sys.executable} {sys.version}\n"
+        this = " ".join([sys.executable, sys.version, *generator]) + "\n"
         if not built_with.exists() or built_with.read_text() != this:
-            BUILD.mkdir(parents=True, exist_ok=True)
             (BUILD / "CMakeCache.txt").unlink(missing_ok=True)
+            shutil.rmtree(BUILD / "CMakeFiles", ignore_errors=True)
             built_with.write_text(this)
 
     @staticmethod

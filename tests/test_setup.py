@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def build(
     log = source.parent / "cmake.log"
     log.touch()
     environment = {
-        "PATH": f"{source.parent / 'bin'}:{os.environ['PATH']}",
+        "PATH": str(source.parent / "bin"),
         "CMAKE_LOG": str(log),
         "TORCHNPY_TORCH": torch_folders,
     }
@@ -93,9 +92,22 @@ def test_a_python_without_torch_is_told_what_to_do(source: Path, tmp_path: Path)
     venv.create(tmp_path / "venv", symlinks=True)
     python = str(tmp_path / "venv/bin/python")
     error, arguments = build(source, isolated=True, python=python)
-    assert f"torchnpy: expected torch beside {python} but found none; install torch" in error
+    assert f"torchnpy: expected torch beside {python} but found none; install it there" in error
     assert "name its folder in TORCHNPY_TORCH" in error
     assert arguments == []
+
+
+def test_what_cmake_cached_for_another_generator_is_forgotten(source: Path) -> None:
+    _, arguments = build(source)
+    assert "Ninja" not in arguments
+    cache = source / "build/cmake/CMakeCache.txt"
+    cache.touch()
+    build(source)
+    assert cache.exists()
+    shutil.copy(source.parent / "bin/cmake", source.parent / "bin/ninja")
+    _, arguments = build(source)
+    assert "Ninja" in arguments
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
