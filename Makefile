@@ -16,7 +16,7 @@ PYTEST_JOBS ?= 3
 # Further arguments for tools/check_wheel, such as --smoke; or the systems of tools/check_source.
 CHECK_ARGS ?=
 # Releases of torch that `make wheel` builds for, and `make check-wheel` tries.
-TORCH := 2.13.0 2.14.1
+TORCH ?= 2.13.0 2.14.1
 # What runs under AddressSanitizer with torch.
 ASAN_TESTS ?= tests/test_lifetimes.py tests/test_npz_lifetimes.py tests/test_data_lifetimes.py
 SOAK_SECONDS ?= 60
@@ -89,7 +89,7 @@ bench: compile packages-bench
 	@tools/system bench
 	@for script in $(BENCHMARKS); do echo "$$script"; .venv/bin/python $$script; done
 
-wheel: torch packages-wheel
+wheel: packages-build packages-wheel
 	@tools/system wheel
 	@.venv/bin/python tools/wheel --torch "$(TORCH)"
 
@@ -117,13 +117,13 @@ venv: system
 	  bash -c 'version() { "$$1" -c "import sys; print(sys.version)" 2>&1; }; \
 	    { [ "$$(version .venv/bin/python)" = "$$(version $(PYTHON))" ] || $(PYTHON) -m venv --clear .venv; } && date +%s%N >.venv/.made'
 
-torch: venv
+torch: venv packages-build
 	@$(STEP) torch "Installing PyTorch" .venv/.made -- \
 	  $(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $$(.venv/bin/python tools/requirements torch)
-	@$(STEP) packages-build "Installing the Python packages for building" .venv/.made -- \
-	  $(PIP) $$(.venv/bin/python tools/requirements build)
 
-packages-%: torch
+# Some require torch, and would bring another one.
+packages-bench packages-demo packages-lint packages-test: torch
+packages-%: venv
 	@$(STEP) $@ "Installing the Python packages for $*" .venv/.made -- \
 	  $(PIP) $$(.venv/bin/python tools/requirements $*)
 

@@ -1,4 +1,4 @@
-"""pyproject.toml gives ranges, requirements.lock versions, docs/install.md system packages."""
+"""pyproject.toml gives ranges, requirements.lock versions, README.md system packages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support import ROOT, load_tool
 
-ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
 PUBLISHED = {
@@ -78,11 +77,5 @@ def test_documented_packages_are_those_of_tools_system() -> None:
         *(name for line in re.findall(r"need_package (.*)", script) for name in line.split()),
         *re.findall(r"missing\+=\((.*?)\)", script),
     }
-    install = re.search(
-        r"<!-- packages -->.*?apt-get install -y (.*?)\n```",
-        (ROOT / "docs/install.md").read_text(),
-        re.DOTALL,
-    )
-    assert install is not None
     assert needed >= {"g++", "libcurl4-openssl-dev", "python3-dev"}
-    assert set(install[1].replace("\\\n", " ").split()) == needed
+    assert set(load_tool("shared").documented_packages()) == needed

@@ -34,6 +34,22 @@ def test_no_wheel_and_two_wheels_are_refused(shared: ModuleType, tmp_path: Path)
         shared.only_wheel(tmp_path, "*.whl", "make wheel makes it")
 
 
+def test_packages_are_those_of_the_readme(
+    shared: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"g++", "libcurl4-openssl-dev", "python3-dev"} <= set(shared.documented_packages())
+    monkeypatch.setattr(shared, "SOURCE", tmp_path)
+    (tmp_path / "README.md").write_text("no list\n")
+    with pytest.raises(SystemExit, match=r"README\.md: expected the comment <!-- packages -->"):
+        shared.documented_packages()
+
+
+def test_outcomes_name_what_did_not_pass(shared: ModuleType) -> None:
+    counts = {"passed": 12, "skipped": 1, "failed": 0}
+    assert shared.format_outcomes(counts) == "12, 1 skipped"
+    assert shared.format_outcomes({**counts, "failed": 2}) == "12, 1 skipped, 2 failed"
+
+
 def test_a_table_has_a_rule_below_its_titles(shared: ModuleType) -> None:
     assert shared.format_table([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 

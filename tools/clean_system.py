@@ -38,15 +38,20 @@ def output_of(command: Sequence[object]) -> str:
     return run(command, subprocess.PIPE)
 
 
-def make_system(suite: str, name: str, packages: Iterable[str]) -> Path:
-    """Returns the chroot `name` of this release with these packages, which is made once."""
+def make_system(
+    suite: str, name: str, packages: Iterable[str], options: Sequence[str] = ("--variant=minbase",)
+) -> Path:
+    """Returns the chroot `name` of this release with these packages, which is made once.
+
+    `options` are those of mmdebstrap.
+    """
     root, complete = WORK / name, WORK / f"{name}.packages"
     wanted = " ".join(packages)
     if not complete.exists() or complete.read_text() != wanted:
         complete.unlink(missing_ok=True)
         include = f"--include={wanted.replace(' ', ',')}"
         sources = find_ubuntu(suite) if suite in UBUNTU else [find_debian()]
-        run(["mmdebstrap", "--variant=minbase", include, suite, emptied(root), *sources])
+        run(["mmdebstrap", *options, include, suite, emptied(root), *sources])
         for file in ("hosts", "resolv.conf"):
             (root / "etc" / file).unlink(missing_ok=True)
             shutil.copy(f"/etc/{file}", root / "etc" / file)

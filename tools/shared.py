@@ -1,7 +1,9 @@
 """What several programs of this folder need."""
 
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -30,6 +32,23 @@ def emptied(folder: Path) -> Path:
 def minor_of(version: str) -> str:
     """Returns 2.13 for 2.13.0+cpu."""
     return ".".join(version.split(".")[:2])
+
+
+def documented_packages() -> list[str]:
+    """Returns the packages of the system that README.md lists for a build from source."""
+    readme = SOURCE / "README.md"
+    found = re.search(
+        r"<!-- packages -->.*?apt-get install -y (.*?)\n```", readme.read_text(), re.DOTALL
+    )
+    if found is None:
+        raise SystemExit(f"{readme}: expected the comment <!-- packages --> and a list")
+    return found[1].replace("\\\n", " ").split()
+
+
+def format_outcomes(counts: Mapping[str, int]) -> str:
+    """Returns such as: 12, 1 skipped."""
+    others = [f"{counts[each]} {each}" for each in ("skipped", "failed") if counts[each]]
+    return ", ".join([str(counts["passed"]), *others])
 
 
 def format_table(lines: list[list[str]]) -> str:
