@@ -458,8 +458,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report; ``--json``: as one JSON object.
 
     Returns:
-        The exit status: 0; 1, ``import torchnpy`` or printing fails; 2, the arguments are wrong; 141, nobody
-        reads what is printed.
+        The exit status: 0; 1, ``import torchnpy`` or printing fails; 2, the arguments are wrong;
+        141, nobody reads what is printed.
     """
     parser = _Parser("torchnpy doctor", description="What a bug report needs to know, and advice.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
