@@ -50,6 +50,13 @@ size_t deflate_with_isal(ByteView block, bool is_last, int level, MutableBytes o
   // the codes themselves take outweighs that.
   thread_local std::vector<uint8_t> symbols(ISAL_DEF_LVL2_LARGE);
   static_assert(ISAL_DEF_LVL2_LARGE >= ISAL_DEF_LVL1_LARGE);
+#ifdef __aarch64__
+  // Its code for this processor looks ahead beyond the block's end, where no memory may be.
+  thread_local std::vector<uint8_t> padded;
+  padded.resize(block.size() + ISAL_LOOK_AHEAD);
+  std::ranges::copy(block, padded.begin());
+  block = ByteView(padded).first(block.size());
+#endif
   isal_zstream stream;
   isal_deflate_stateless_init(&stream);
   stream.level = static_cast<uint32_t>(std::min(level, 2));
