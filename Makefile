@@ -35,7 +35,7 @@ TORCH_VERSION := .venv/lib/python3*/site-packages/torch/version.py
 CMAKE := cmake -G Ninja -S .
 CXX_FILES = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint asan tsan soak fuzz bench wheel check-wheel check-source clean
+.PHONY: help demo test lint asan tsan soak fuzz bench wheel sdist check-wheel check-source clean
 help:
 	@echo "make demo   train on images in an S3 store: the whole way, about a minute"
 	@echo "make test   all tests of C++ and Python"
@@ -46,6 +46,7 @@ help:
 	@echo "make fuzz   each parser fed with random bytes for FUZZ_SECONDS (600)"
 	@echo "make bench  the measurements against other libraries"
 	@echo "make wheel  a wheel for this Python and the releases of torch in TORCH, in dist/"
+	@echo "make sdist  the source as one file, in dist/"
 	@echo "make check-wheel  the tests with that wheel, in a clean Debian; needs root"
 	@echo "make check-source  builds and C++ tests in clean systems, and for aarch64; needs root"
 	@echo "make clean  removes what was built; .venv stays"
@@ -92,6 +93,9 @@ bench: compile packages-bench
 wheel: packages-build packages-wheel
 	@tools/system wheel
 	@.venv/bin/python tools/wheel --torch "$(TORCH)"
+
+sdist: packages-build
+	@.venv/bin/python -c "from setuptools import build_meta; print('dist/' + build_meta.build_sdist('dist'))"
 
 check-wheel: venv
 	@tools/system check-wheel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def test_what_cmake_cached_for_another_generator_is_forgotten(source: Path) -> N
     _, arguments = build(source)
     assert "Ninja" in arguments
     assert not cache.exists()
+
+
+def test_an_sdist_has_all_that_a_build_needs(source: Path) -> None:
+    for folder in ("cmake", "csrc", "tests", "torchnpy"):
+        shutil.copytree(ROOT / folder, source / folder, dirs_exist_ok=True)
+    for name in ("CHANGELOG.md", "CMakeLists.txt", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    script = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
+    (archive,) = (source / "dist").iterdir()
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    for folder in ("csrc", "cmake"):
+        assert {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.*")} <= names
+    assert {"CMakeLists.txt", "setup.py", "LICENSE", "torchnpy/_C.pyi"} <= names
+    assert not [name for name in names if name.endswith(".so") or name.startswith("tests")]
 
 
 @pytest.mark.parametrize(
