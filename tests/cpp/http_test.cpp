@@ -197,7 +197,7 @@ TEST(Http, StallForEverIsATimeout) {
   client.options->stall_timeout_s = 0.05;
   TestSink sink;
   client.open(server.url())->start({}, sink);
-  EXPECT_NE(sink.wait().find(": stalled: no byte for 0.05 s after 3 attempts in 0."),
+  EXPECT_NE(sink.wait().find(": stalled: no byte for 0.05 s after 3 attempts in "),
             std::string::npos);
 }
 
@@ -207,7 +207,7 @@ TEST(Http, DeadlineEndsAllAttempts) {
   client.options->deadline_s = 0.1;
   TestSink sink;
   client.open(server.url())->start({}, sink);
-  EXPECT_NE(sink.wait().find(": not done within the deadline of 0.1 s after 1 attempt in 0."),
+  EXPECT_NE(sink.wait().find(": not done within the deadline of 0.1 s after 1 attempt in "),
             std::string::npos);
   EXPECT_EQ(sink.transport_error().kind(), TransportError::Kind::kTimeout);
 }
@@ -241,7 +241,7 @@ TEST(Http, RefusedConnectionSaysSo) {
       ->start({}, sink);
   const std::string text = sink.wait();
   EXPECT_NE(text.find("/x: Connection refused ("), std::string::npos) << text;
-  EXPECT_NE(text.find(") after 3 attempts in 0."), std::string::npos) << text;
+  EXPECT_NE(text.find(") after 3 attempts in "), std::string::npos) << text;
   EXPECT_EQ(text.find("s3cret"), std::string::npos) << text;
   EXPECT_EQ(text.find("pw"), std::string::npos) << text;
 }
@@ -423,7 +423,7 @@ TEST(Http, ObjectDecidesWhatAnErrorMeans) {
   TestSink refused;
   open_http(std::make_shared<LearningObject>(stubborn.url()), client.context())
       ->start(kMiddle, refused);
-  EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in 0."),
+  EXPECT_EQ(refused.wait().find("error: s3://b/k: HTTP 301 (wrong region) after 4 attempts in "),
             0);
 }
 
