@@ -385,11 +385,13 @@ def test_credentials_are_found_where_the_package_cannot_be_imported(alone: Path)
 
 def test_advice_on_what_an_uninstalled_torch_left(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "left" / "torch" / "lib").mkdir(parents=True)
+    for minor in ("2.98", "2.99"):
+        (alone.parent / f"lib/torch-{minor}").mkdir(parents=True)
     status, out, err = run_alone(alone, "-S", PYTHONPATH=str(tmp_path / "left"))
     assert (status, err) == (1, "")
     found = json.loads(out)
     assert found["torch"]["version"] is None
-    assert "install torch 2.9 or newer" in advice_on("`import torch` fails", found)
+    assert "; install torch 2.98 or 2.99" in advice_on("`import torch` fails", found)
 
 
 def test_report_goes_to_text_in_memory() -> None:

@@ -287,4 +287,4 @@ def test_without_ray_the_import_says_what_to_install() -> None:
             print(error)
         """
     )
-    assert "pip install torchnpy[ray]" in out
+    assert "pip install 'torchnpy[ray]'" in out

@@ -286,7 +286,8 @@ def _advise_on_package(report: Report) -> Iterator[str]:
     package, torch = report["torchnpy"], report["torch"]
     minors, version = package["torch_minors"], torch["version"]
     if torch["import_error"]:
-        yield f"`import torch` fails ({torch['import_error']}); install torch 2.9 or newer"
+        wanted = " or ".join(minors) or "2.9 or newer"
+        yield f"`import torch` fails ({torch['import_error']}); install torch {wanted}"
     elif minors and _minor(version) not in minors:
         yield (
             f"torchnpy: expected torch {' or '.join(minors)} but found {version}; install one of "

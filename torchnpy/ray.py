@@ -26,7 +26,7 @@ try:
     from ray.data.block import BlockAccessor, BlockMetadata
 except ImportError as error:
     raise ImportError(
-        f"torchnpy.ray: expected Ray Data but found none ({error}); pip install torchnpy[ray]"
+        f"torchnpy.ray: expected Ray Data but found none ({error}); pip install 'torchnpy[ray]'"
     ) from error
 
 from torchnpy.client import Client, default_client
